@@ -1,0 +1,42 @@
+"""The installed package as a whole: what importing it pulls in, and the README's example."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_python(source, cwd):
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", source], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_import_needs_numpy_alone(tmp_path):
+    source = (
+        "import sys, numpy; before = {m.partition('.')[0] for m in sys.modules}; import tqann, tqcore;"
+        "after = {m.partition('.')[0] for m in sys.modules} - before - set(sys.stdlib_module_names);"
+        "print(*sorted(after))"
+    )
+    done = run_python(source, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["tqann", "tqcore"]
+
+
+def test_packages_are_typed():
+    import tqann
+    import tqcore
+
+    for package in (tqann, tqcore):
+        assert (Path(package.__file__).parent / "py.typed").is_file()
+
+
+def test_readme_example_runs(tmp_path):
+    (source,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    done = run_python(source, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "wiki.tqann").is_file()
