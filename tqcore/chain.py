@@ -1,0 +1,51 @@
+"""Chain codes: the fitted tables and the compiled code they define."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+
+import numpy as np
+
+from tqcore import _core
+from tqcore.config import CHAIN_RATES
+
+__all__ = ["chain_code", "chain_mse", "chain_tables", "nibble_tables"]
+
+
+@cache
+def _stored() -> dict[str, np.ndarray]:
+    with np.load(files("tqcore").joinpath("tables/chain.npz").open("rb"), allow_pickle=False) as data:
+        return {key: data[key] for key in data.files}
+
+
+def _key(bits: float, memory: int) -> str:
+    if bits not in CHAIN_RATES:
+        raise ValueError(f"bits must be one of {', '.join(f'{b:g}' for b in CHAIN_RATES)} for code 'chain', got {bits!r}")
+    if memory not in (2, 3):
+        raise ValueError(f"memory must be 2 or 3, got {memory!r}")
+    return f"{bits:g}_m{memory}"
+
+
+def chain_tables(bits: float, memory: int) -> np.ndarray:
+    """Tables of a rate: float32 [Q, memory, 16], fitted on N(0, 1) by ``tools/fit_chain.py``."""
+    return _stored()[_key(bits, memory)]
+
+
+def chain_mse(bits: float, memory: int) -> float:
+    """Mean squared error per dimension that the stored tables reached on fresh N(0, 1) samples."""
+    return float(_stored()[_key(bits, memory) + "_mse"])
+
+
+def nibble_tables(centroids: np.ndarray) -> np.ndarray:
+    """A scalar code of 1, 2 or 4 bits as a chain of memory 1: float32 [Q, 1, 16] from centroids [2**bits]."""
+    bits = len(centroids).bit_length() - 1
+    nibbles = np.arange(16)
+    phases = [centroids[(nibbles >> (bits * phase)) & (len(centroids) - 1)] for phase in range(4 // bits)]
+    return np.ascontiguousarray(np.stack(phases)[:, None, :], dtype=np.float32)
+
+
+def chain_code(d: int, bits: float, memory: int) -> _core.Code:
+    """The compiled chain code of `d` dimensions."""
+    p, q = CHAIN_RATES[bits] if bits in CHAIN_RATES else (0, 0)
+    return _core.chain_code(d, p, q, chain_tables(bits, memory))

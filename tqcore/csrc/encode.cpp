@@ -1,0 +1,160 @@
+#include "encode.h"
+
+#include <cstring>
+
+#include "parallel.h"
+
+namespace tq {
+namespace {
+
+// Aligned scratch of one task.
+class Scratch {
+public:
+    explicit Scratch(size_t bytes) : data_(bytes + 64) {}
+    void* at() { return (void*)(((uintptr_t)data_.data() + 63) & ~(uintptr_t)63); }
+    float* floats() { return (float*)at(); }
+
+private:
+    std::vector<uint8_t> data_;
+};
+
+constexpr int64_t kTilesPerTask = 4;
+
+// Runs f(first row, rows, scratch) over tiles of sixteen rows.
+template <class F>
+void for_tiles(int64_t n, size_t scratch_bytes, int threads, F&& f) {
+    const int64_t tiles = (n + kLanes - 1) / kLanes, tasks = (tiles + kTilesPerTask - 1) / kTilesPerTask;
+    if (threads > tasks) threads = (int)tasks;
+    const int64_t per_worker = threads > 1 ? kTilesPerTask : tiles;
+    parallel_for(threads > 1 ? tasks : (tiles > 0), threads, [&](int64_t task) {
+        Scratch scratch(scratch_bytes);
+        for (int64_t t = task * per_worker; t < tiles && t < (task + 1) * per_worker; ++t)
+            f(t * kLanes, (int)(n - t * kLanes < kLanes ? n - t * kLanes : kLanes), scratch.floats());
+    });
+}
+
+size_t tile_floats(int d) { return (size_t)d * kLanes; }
+
+void write_nibbles(const uint8_t* nibbles, int n_nibbles, int rows, uint8_t* out, int stride) {
+    for (int l = 0; l < rows; ++l) {
+        uint8_t* row = out + (ptrdiff_t)l * stride;
+        for (int j = 0; j + 1 < n_nibbles; j += 2)
+            row[j / 2] = (uint8_t)(nibbles[j * kLanes + l] | nibbles[(j + 1) * kLanes + l] << 4);
+        if (n_nibbles % 2) row[n_nibbles / 2] = nibbles[(n_nibbles - 1) * kLanes + l];
+    }
+}
+
+void write_bits(const uint8_t* index, int d, int bits, int rows, uint8_t* out, int stride, int bytes) {
+    for (int l = 0; l < rows; ++l) {
+        uint8_t* row = out + (ptrdiff_t)l * stride;
+        std::memset(row, 0, bytes);
+        for (int i = 0; i < d; ++i) {
+            const int64_t bit = (int64_t)i * bits;
+            const unsigned v = (unsigned)index[(ptrdiff_t)i * kLanes + l] << (bit % 8);
+            row[bit / 8] |= (uint8_t)v;
+            if (v >> 8) row[bit / 8 + 1] |= (uint8_t)(v >> 8);
+        }
+    }
+}
+
+void encode_tile(const Code& code, const float* y, int rows, uint8_t* codes, double* dots, int n_dots, float* yhat,
+                 uint8_t* nibbles, void* scratch) {
+    const Kernels& k = *kernels();
+    double tile_dots[kLanes];
+    for (size_t p = 0; p < code.parts.size(); ++p) {
+        const ChainView& c = code.parts[p].chain->view();
+        const float* part = y + tile_floats(code.parts[p].first);
+        k.chain_encode(&c, part, nibbles, scratch);
+        write_nibbles(nibbles, c.n_nibbles, rows, codes + code.parts[p].byte, code.code_size);
+        k.chain_decode(&c, nibbles, yhat);
+        k.dot_tile(part, yhat, c.d, tile_dots);
+        for (int l = 0; l < rows; ++l) dots[l * n_dots + (ptrdiff_t)p] = tile_dots[l];
+    }
+    if (code.scalar) {
+        const ScalarView& c = code.scalar->view();
+        k.scalar_encode(&c, y, nibbles);
+        write_bits(nibbles, c.d, c.bits, rows, codes, code.code_size, c.code_size);
+        for (int i = 0; i < c.d; ++i)
+            for (int l = 0; l < kLanes; ++l)
+                yhat[(ptrdiff_t)i * kLanes + l] = c.centroids[nibbles[(ptrdiff_t)i * kLanes + l]];
+        k.dot_tile(y, yhat, c.d, tile_dots);
+        for (int l = 0; l < rows; ++l) dots[l * n_dots] = tile_dots[l];
+    }
+}
+
+}  // namespace
+
+void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, int threads) {
+    for_tiles(n, tile_floats(d) * sizeof(float), threads, [&](int64_t first, int rows, float* tile) {
+        double tile_norms[kLanes];
+        kernels()->load_tile(x + first * d, d, rows, d, tile, tile_norms);
+        kernels()->store_tile(tile, rows, d, y + first * d, d);
+        std::memcpy(norms + first, tile_norms, sizeof(double) * rows);
+    });
+}
+
+void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads) {
+    const int d = rotation.d;
+    for_tiles(n, tile_floats(d) * sizeof(float), threads, [&](int64_t first, int rows, float* tile) {
+        kernels()->load_rotated(x + first * d, d, rows, d, tile);
+        kernels()->rotate_tile(&rotation, tile, inverse);
+        kernels()->store_tile(tile, rows, d, y + first * d, d);
+    });
+}
+
+void encode_rows(const Code& code, const RotationView* rotation, const float* x, int64_t n, uint8_t* codes,
+                 double* dots, double* norms, int threads) {
+    const int d = code.d, n_dots = code.parts.size() > 1 ? (int)code.parts.size() : 1;
+    size_t chain_bytes = 64, nibble_bytes = tile_floats(d) + 64;
+    for (const Part& p : code.parts) {
+        const size_t bytes = kernels()->chain_scratch(&p.chain->view()), nibbles = (size_t)p.chain->view().n_nibbles;
+        if (bytes > chain_bytes) chain_bytes = bytes;
+        if (nibbles * kLanes > nibble_bytes) nibble_bytes = nibbles * kLanes;
+    }
+    const size_t tile_bytes = tile_floats(d) * sizeof(float);
+    for_tiles(n, 2 * tile_bytes + nibble_bytes + chain_bytes + 128, threads,
+              [&](int64_t first, int rows, float* tile) {
+                  float* yhat = tile + tile_floats(d);
+                  uint8_t* nibbles = (uint8_t*)(yhat + tile_floats(d));
+                  if (rotation) {
+                      double tile_norms[kLanes];
+                      kernels()->load_tile(x + first * d, d, rows, d, tile, tile_norms);
+                      std::memcpy(norms + first, tile_norms, sizeof(double) * rows);
+                      kernels()->rotate_tile(rotation, tile, 0);
+                  } else {
+                      kernels()->load_rotated(x + first * d, d, rows, d, tile);
+                  }
+                  encode_tile(code, tile, rows, codes + first * code.code_size, dots + first * n_dots, n_dots, yhat,
+                              nibbles, nibbles + nibble_bytes);
+              });
+}
+
+void decode_rows(const Code& code, const uint8_t* codes, int64_t n, float* yhat, int threads) {
+    const int64_t rows = 64, tasks = (n + rows - 1) / rows;
+    parallel_for(tasks, threads, [&](int64_t task) {
+        std::vector<uint8_t> nibbles(2 * (size_t)code.code_size + 16);
+        for (int64_t i = task * rows; i < n && i < (task + 1) * rows; ++i)
+            code.decode_row(codes + i * code.code_size, yhat + i * code.query_size(), nibbles.data());
+    });
+}
+
+void pack_rows(uint32_t* blocks, int words, int64_t start, const uint8_t* codes, int64_t n, int code_size) {
+    for (int64_t i = 0; i < n; ++i) {
+        const int64_t row = start + i;
+        uint32_t* out = blocks + (row / kLanes) * words * kLanes + row % kLanes;
+        const uint8_t* code = codes + i * code_size;
+        for (int w = 0; w < words; ++w) {
+            uint32_t v = 0;
+            std::memcpy(&v, code + 4 * w, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
+            out[(ptrdiff_t)w * kLanes] = v;
+        }
+    }
+}
+
+void unpack_row(const uint32_t* blocks, int words, int64_t row, uint8_t* code, int code_size) {
+    const uint32_t* in = blocks + (row / kLanes) * words * kLanes + row % kLanes;
+    for (int w = 0; w < words; ++w)
+        std::memcpy(code + 4 * w, in + (ptrdiff_t)w * kLanes, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
+}
+
+}  // namespace tq

@@ -1,0 +1,21 @@
+// Rows to codes and back, sixteen at a time, on several threads.
+#pragma once
+#include "code.h"
+
+namespace tq {
+
+// x [n][d] row-major; y [n][d] = x at squared length d, norms [n].
+void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, int threads);
+void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads);
+
+// codes [n][code_size], dots [n][max(1, parts)] = <y, yhat> per part, norms [n].
+// With a rotation x is raw; without one x is already y and norms is left alone.
+void encode_rows(const Code& code, const RotationView* rotation, const float* x, int64_t n, uint8_t* codes,
+                 double* dots, double* norms, int threads);
+void decode_rows(const Code& code, const uint8_t* codes, int64_t n, float* yhat, int threads);
+
+// Row-major codes <-> blocks [ceil(n / 16)][words][16].
+void pack_rows(uint32_t* blocks, int words, int64_t start, const uint8_t* codes, int64_t n, int code_size);
+void unpack_row(const uint32_t* blocks, int words, int64_t row, uint8_t* code, int code_size);
+
+}  // namespace tq

@@ -1,0 +1,83 @@
+// The functions that exist once per SIMD level, and the plain data they share with the baseline code.
+// Nothing here may pull in inline library code: kernel sources are compiled with wider instruction sets.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace tq {
+
+constexpr int kLanes = 16;        // rows of a tile, and of a block of the scanning layout
+constexpr int kMaxMemory = 3;     // nibbles that one reconstructed coordinate depends on
+constexpr int kClosing = 8;       // most coordinates that close at one nibble (0.5 bits)
+
+// A chain code laid out for d coordinates; memory 1 is a scalar code seen as nibbles.
+struct ChainView {
+    int d, memory, n_nibbles, code_size, words;
+    int period;                    // Q: coordinates with a table of their own
+    const float* tables;           // [period][memory][16]
+    const float* metric_tables;    // [period][memory][16], -2 * S * tables
+    const int32_t* closes_at;      // [d] nibble at which a coordinate closes
+    const int32_t* first_closing;  // [n_nibbles + 1] coordinates closing at nibble j: first_closing[j] .. first_closing[j+1]
+    const int32_t* pair_metric;    // [n_nibbles] offset of A_j into pair_metrics
+    const int32_t* pair_metrics;   // concatenated A, 16^memory each
+};
+
+// A scalar code: nearest centroid, little-endian bit stream.
+struct ScalarView {
+    int d, bits, code_size;
+    const float* boundaries;       // [2^bits - 1]
+    const float* centroids;        // [2^bits]
+};
+
+struct RotationView {
+    int d, rounds;
+    const float* signs;            // [rounds][2][d]
+};
+
+// Eight-bit tables of one query: per word of four bytes 64 entries for the low and 64 for the high nibbles.
+struct QueryTables {
+    const uint8_t* lut;            // [words][2][64]
+    const uint32_t* weights;       // [words][2], four weights of 1..64
+};
+
+// Per-query bounds: the true score of a row is a*(acc*delta + base) + b to within a*above upwards and a*below downwards.
+struct QueryBounds {
+    float delta, base, above, below, threshold;
+    float norm_factor;             // b = norm_factor * squared norm, rounded towards a larger bound
+};
+
+struct Kernels {
+    const char* name;
+    // x [16][d] row-major at a stride; y [d][16]; norms [16]. Rows past n repeat zeros.
+    void (*load_tile)(const float* x, ptrdiff_t stride, int n, int d, float* y, double* norms);
+    void (*load_rotated)(const float* x, ptrdiff_t stride, int n, int d, float* y);
+    void (*store_tile)(const float* y, int n, int d, float* x, ptrdiff_t stride);
+    void (*rotate_tile)(const RotationView*, float* y, int inverse);
+    size_t (*chain_scratch)(const ChainView*);
+    // y [d][16] -> nibbles [n_nibbles][16]
+    void (*chain_encode)(const ChainView*, const float* y, uint8_t* nibbles, void* scratch);
+    // nibbles -> yhat [d][16]
+    void (*chain_decode)(const ChainView*, const uint8_t* nibbles, float* yhat);
+    void (*scalar_encode)(const ScalarView*, const float* y, uint8_t* index);   // index [d][16]
+    void (*dot_tile)(const float* y, const float* yhat, int d, double* dots);
+    // One row: sum of q_i * yhat_i in the fixed order of eight partial sums.
+    double (*chain_score)(const ChainView*, const uint8_t* nibbles, const float* q);
+    double (*dot)(const float* q, const float* yhat, int d);
+    // acc [n_blocks][n_queries][16] = weighted table sums; blocks [n_blocks][words][16].
+    void (*scan)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,
+                 int32_t* acc);
+    // Bit i of masks[b]: row i of block b can still reach the threshold. acc of one query at a stride.
+    void (*reachable)(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds*, const float* a,
+                      const float* squared_norms, uint16_t* masks);
+};
+
+const Kernels* kernels();             // the active level
+const char* simd_reason();            // why it is the active one
+int set_simd(const char* name);       // 0 when the level is not available here
+
+namespace scalar { extern const Kernels table; }
+namespace avx2 { extern const Kernels table; }
+namespace avx512 { extern const Kernels table; }
+namespace neon { extern const Kernels table; }
+
+}  // namespace tq

@@ -1,0 +1,185 @@
+// Table scan over the blocked layout: 64 bytes hold four bytes (eight nibbles) of each of sixteen rows.
+// Every level computes the same integers: sum over nibbles of weight * table[nibble].
+#include "lanes.h"
+
+namespace tq::TQ_LEVEL {
+
+#if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
+
+// NB blocks by NQ queries with all sums in registers. Four tables of 16 entries fill one register: the index is
+// the nibble plus 16 times the byte's place in its word, and VPDPBUSD adds a row's four bytes, weighted.
+template <int NB, int NQ>
+static void scan_part(const uint32_t* blocks, int words, const QueryTables* queries, int32_t* acc,
+                      ptrdiff_t acc_stride) {
+    const __m512i place = _mm512_set1_epi32(0x30201000), nibble = _mm512_set1_epi8(15);
+    __m512i sum[NB][NQ];
+    for (int b = 0; b < NB; ++b)
+        for (int q = 0; q < NQ; ++q) sum[b][q] = _mm512_setzero_si512();
+    for (int w = 0; w < words; ++w) {
+        __m512i low[NB], high[NB];
+        for (int b = 0; b < NB; ++b) {
+            const __m512i x = _mm512_loadu_si512(blocks + ((ptrdiff_t)b * words + w) * kLanes);
+            low[b] = _mm512_ternarylogic_epi32(x, nibble, place, 0xEA);  // (x & nibble) | place
+            high[b] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, place, 0xEA);
+        }
+        for (int q = 0; q < NQ; ++q) {
+            const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
+            const __m512i t0 = _mm512_loadu_si512(lut), t1 = _mm512_loadu_si512(lut + 64);
+            const __m512i w0 = _mm512_set1_epi32((int)queries[q].weights[2 * w]);
+            const __m512i w1 = _mm512_set1_epi32((int)queries[q].weights[2 * w + 1]);
+            for (int b = 0; b < NB; ++b) {
+                sum[b][q] = _mm512_dpbusd_epi32(sum[b][q], _mm512_permutexvar_epi8(low[b], t0), w0);
+                sum[b][q] = _mm512_dpbusd_epi32(sum[b][q], _mm512_permutexvar_epi8(high[b], t1), w1);
+            }
+        }
+    }
+    for (int b = 0; b < NB; ++b)
+        for (int q = 0; q < NQ; ++q)
+            _mm512_storeu_si512(acc + (ptrdiff_t)b * acc_stride + q * kLanes, sum[b][q]);
+}
+
+template <int NQ>
+static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
+                         ptrdiff_t acc_stride) {
+    constexpr int kStep = 4;
+    int b = 0;
+    for (; b + kStep <= n_blocks; b += kStep)
+        scan_part<kStep, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, acc + b * acc_stride, acc_stride);
+    for (; b < n_blocks; ++b)
+        scan_part<1, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, acc + b * acc_stride, acc_stride);
+}
+
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes;
+    int q = 0;
+    for (; q + 4 <= n_queries; q += 4)
+        scan_queries<4>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+    if (n_queries - q >= 2) {
+        scan_queries<2>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+        q += 2;
+    }
+    if (n_queries - q == 1) scan_queries<1>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+}
+
+#elif defined(__AVX2__)
+
+// Gathers byte place p of sixteen rows into one half register, so that VPSHUFB can use the place's own table.
+// Rows come out in the order 0-3, 8-11, 4-7, 12-15.
+static inline void by_place(const uint32_t* word, __m256i* p01, __m256i* p23) {
+    const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
+                                           13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)word), order);
+    const __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)(word + 8)), order);
+    *p01 = _mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8);
+    *p23 = _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8);
+}
+
+struct Sums16 { __m256i v[4]; };  // int32, rows 0-7 of each half in the order above, halves kept apart
+
+static inline void add_pair(__m256i x, const uint8_t* lut, __m256i weights, Sums16* s) {
+    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
+    const __m256i low = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)lut), _mm256_and_si256(x, nibble));
+    const __m256i high = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)(lut + 64)),
+                                             _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
+    const __m256i m0 = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low, high), weights);
+    const __m256i m1 = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low, high), weights);
+    s->v[0] = _mm256_add_epi32(s->v[0], _mm256_unpacklo_epi16(m0, zero));
+    s->v[1] = _mm256_add_epi32(s->v[1], _mm256_unpackhi_epi16(m0, zero));
+    s->v[2] = _mm256_add_epi32(s->v[2], _mm256_unpacklo_epi16(m1, zero));
+    s->v[3] = _mm256_add_epi32(s->v[3], _mm256_unpackhi_epi16(m1, zero));
+}
+
+// Bytes (weight of the low nibble, weight of the high nibble) of places p (low half) and p + 1 (high half).
+static inline __m256i pair_weights(const uint32_t* weights, int p) {
+    const uint8_t *low = (const uint8_t*)weights, *high = low + 4;
+    return _mm256_set_m128i(_mm_set1_epi16((short)(low[p + 1] | high[p + 1] << 8)),
+                            _mm_set1_epi16((short)(low[p] | high[p] << 8)));
+}
+
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+    for (int b = 0; b < n_blocks; ++b)
+        for (int q = 0; q < n_queries; ++q) {
+            Sums16 s = {};
+            for (int w = 0; w < words; ++w) {
+                __m256i p01, p23;
+                by_place(blocks + ((ptrdiff_t)b * words + w) * kLanes, &p01, &p23);
+                const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
+                const uint32_t* weights = queries[q].weights + 2 * w;
+                add_pair(p01, lut, pair_weights(weights, 0), &s);
+                add_pair(p23, lut + 32, pair_weights(weights, 2), &s);
+            }
+            int32_t* out = acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
+            const int rows[4] = {0, 8, 4, 12};
+            for (int k = 0; k < 4; ++k)
+                _mm_storeu_si128((__m128i*)(out + rows[k]), _mm_add_epi32(_mm256_castsi256_si128(s.v[k]),
+                                                                         _mm256_extracti128_si256(s.v[k], 1)));
+        }
+}
+
+#elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
+
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+    const uint8x16_t place = vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)), nibble = vdupq_n_u8(15);
+    for (int b = 0; b < n_blocks; ++b)
+        for (int q = 0; q < n_queries; ++q) {
+            uint32x4_t sum[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
+            for (int w = 0; w < words; ++w) {
+                const uint8_t* x = (const uint8_t*)(blocks + ((ptrdiff_t)b * words + w) * kLanes);
+                const uint8x16x4_t t0 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128);
+                const uint8x16x4_t t1 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128 + 64);
+                const uint8x16_t w0 = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[2 * w]));
+                const uint8x16_t w1 = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[2 * w + 1]));
+                for (int k = 0; k < 4; ++k) {
+                    const uint8x16_t v = vld1q_u8(x + 16 * k);
+                    sum[k] = vdotq_u32(sum[k], vqtbl4q_u8(t0, vorrq_u8(vandq_u8(v, nibble), place)), w0);
+                    sum[k] = vdotq_u32(sum[k], vqtbl4q_u8(t1, vorrq_u8(vshrq_n_u8(v, 4), place)), w1);
+                }
+            }
+            uint32_t* out = (uint32_t*)acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
+            for (int k = 0; k < 4; ++k) vst1q_u32(out + 4 * k, sum[k]);
+        }
+}
+
+#else
+
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+    for (int b = 0; b < n_blocks; ++b)
+        for (int q = 0; q < n_queries; ++q) {
+            int32_t* out = acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
+            for (int l = 0; l < kLanes; ++l) out[l] = 0;
+            for (int w = 0; w < words; ++w) {
+                const uint32_t* x = blocks + ((ptrdiff_t)b * words + w) * kLanes;
+                const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
+                const uint32_t *weights = queries[q].weights + 2 * w;
+                for (int p = 0; p < 4; ++p) {
+                    const int w0 = weights[0] >> (8 * p) & 255, w1 = weights[1] >> (8 * p) & 255;
+                    for (int l = 0; l < kLanes; ++l) {
+                        const int byte = x[l] >> (8 * p) & 255;
+                        out[l] += lut[16 * p + (byte & 15)] * w0 + lut[64 + 16 * p + (byte >> 4)] * w1;
+                    }
+                }
+            }
+        }
+}
+
+#endif
+
+void reachable(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds* q, const float* a,
+               const float* squared_norms, uint16_t* masks) {
+    const float offset = q->base + q->above;
+    for (int b = 0; b < n_blocks; ++b) {
+        const vfloat dot = __builtin_convertvector(load(acc + b * stride), vfloat) * q->delta + offset;
+        vfloat upper = dot * load(a + (ptrdiff_t)b * kLanes);
+        if (squared_norms) upper += load(squared_norms + (ptrdiff_t)b * kLanes) * q->norm_factor;
+#if defined(__AVX512F__)
+        masks[b] = (uint16_t)_mm512_cmp_ps_mask((__m512)upper, _mm512_set1_ps(q->threshold), _CMP_GE_OQ);
+#else
+        const vint pass = (vint)(upper >= (vfloat{} + q->threshold));
+        uint32_t mask = 0;
+        for (int l = 0; l < kLanes; ++l) mask |= (uint32_t)(pass[l] & 1) << l;
+        masks[b] = (uint16_t)mask;
+#endif
+    }
+}
+
+}  // namespace tq::TQ_LEVEL

@@ -1,0 +1,26 @@
+// The level's entry in the dispatch table; the other kernel sources declare nothing outside their namespace.
+#include "lanes.h"
+
+namespace tq::TQ_LEVEL {
+
+void load_tile(const float*, ptrdiff_t, int, int, float*, double*);
+void load_rotated(const float*, ptrdiff_t, int, int, float*);
+void store_tile(const float*, int, int, float*, ptrdiff_t);
+void rotate_tile(const RotationView*, float*, int);
+size_t chain_scratch(const ChainView*);
+void chain_encode(const ChainView*, const float*, uint8_t*, void*);
+void chain_decode(const ChainView*, const uint8_t*, float*);
+void scalar_encode(const ScalarView*, const float*, uint8_t*);
+void dot_tile(const float*, const float*, int, double*);
+double chain_score(const ChainView*, const uint8_t*, const float*);
+double dot(const float*, const float*, int);
+void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
+void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
+
+#define TQ_NAME_(x) #x
+#define TQ_NAME(x) TQ_NAME_(x)
+const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,  load_rotated,  store_tile,    rotate_tile,
+                       chain_scratch,     chain_encode, chain_decode, scalar_encode, dot_tile,
+                       chain_score,       dot,          scan,         reachable};
+
+}  // namespace tq::TQ_LEVEL

@@ -1,0 +1,154 @@
+// Sixteen rows at a time, coordinate by coordinate: norms, the Hadamard rotation, dot products.
+#include "lanes.h"
+
+namespace tq::TQ_LEVEL {
+
+static void transpose_in(const float* x, ptrdiff_t stride, int n, int d, float* y) {
+    for (int i = 0; i < d; ++i) {
+        float* out = y + (ptrdiff_t)i * kLanes;
+        for (int l = 0; l < n; ++l) out[l] = x[l * stride + i];
+        for (int l = n; l < kLanes; ++l) out[l] = 0.0f;
+    }
+}
+
+// Eight partial sums per lane, coordinate i into sum i % 8, then folded in halves.
+struct Sums {
+    vdouble low[8], high[8];
+    void fold(double* out) {
+        for (int h = 4; h >= 1; h /= 2)
+            for (int l = 0; l < h; ++l) { low[l] += low[l + h]; high[l] += high[l + h]; }
+        memcpy(out, &low[0], 64);
+        memcpy(out + 8, &high[0], 64);
+    }
+};
+
+void load_tile(const float* x, ptrdiff_t stride, int n, int d, float* y, double* norms) {
+    transpose_in(x, stride, n, d, y);
+    Sums sums = {};
+    for (int i = 0; i < d; ++i) {
+        const vfloat v = load(y + (ptrdiff_t)i * kLanes);
+        const vdouble a = widen_low(v), b = widen_high(v);
+        sums.low[i % 8] += a * a;
+        sums.high[i % 8] += b * b;
+    }
+    sums.fold(norms);
+    vdouble g[2];
+    for (int l = 0; l < kLanes; ++l) {
+        norms[l] = __builtin_sqrt(norms[l]);
+        g[l / 8][l % 8] = norms[l] > 0.0 ? __builtin_sqrt((double)d) / norms[l] : 0.0;
+    }
+    for (int i = 0; i < d; ++i) {
+        const vfloat v = load(y + (ptrdiff_t)i * kLanes);
+        const vfloat8 a = __builtin_convertvector(widen_low(v) * g[0], vfloat8);
+        const vfloat8 b = __builtin_convertvector(widen_high(v) * g[1], vfloat8);
+        memcpy(y + (ptrdiff_t)i * kLanes, &a, 32);
+        memcpy(y + (ptrdiff_t)i * kLanes + 8, &b, 32);
+    }
+}
+
+void load_rotated(const float* x, ptrdiff_t stride, int n, int d, float* y) { transpose_in(x, stride, n, d, y); }
+
+void store_tile(const float* y, int n, int d, float* x, ptrdiff_t stride) {
+    for (int l = 0; l < n; ++l)
+        for (int i = 0; i < d; ++i) x[l * stride + i] = y[(ptrdiff_t)i * kLanes + l];
+}
+
+// Unnormalised Walsh-Hadamard transform of p coordinates, strides 1, 2, 4 ..., two strides a pass.
+static void hadamard(float* y, int p, float c) {
+    int h = 1;
+    for (; h * 2 < p; h *= 4) {
+        for (int i = 0; i < p; i += 4 * h)
+            for (int k = i; k < i + h; ++k) {
+                float* at = y + (ptrdiff_t)k * kLanes;
+                const ptrdiff_t s = (ptrdiff_t)h * kLanes;
+                const vfloat a = load(at), b = load(at + s), e = load(at + 2 * s), f = load(at + 3 * s);
+                const vfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
+                store(at, a1 + e1);
+                store(at + s, b1 + f1);
+                store(at + 2 * s, a1 - e1);
+                store(at + 3 * s, b1 - f1);
+            }
+    }
+    for (; h < p; h *= 2)
+        for (int i = 0; i < p; i += 2 * h)
+            for (int k = i; k < i + h; ++k) {
+                float* at = y + (ptrdiff_t)k * kLanes;
+                const ptrdiff_t s = (ptrdiff_t)h * kLanes;
+                const vfloat a = load(at), b = load(at + s);
+                store(at, a + b);
+                store(at + s, a - b);
+            }
+    for (int i = 0; i < p; ++i) store(y + (ptrdiff_t)i * kLanes, load(y + (ptrdiff_t)i * kLanes) * c);
+}
+
+static void flip(float* y, const float* signs, int d) {
+    for (int i = 0; i < d; ++i) store(y + (ptrdiff_t)i * kLanes, load(y + (ptrdiff_t)i * kLanes) * signs[i]);
+}
+
+static void fold_halves(float* y, int d) {
+    const float c = 0.70710678118654752440f;
+    const ptrdiff_t h = (ptrdiff_t)(d / 2) * kLanes;
+    for (ptrdiff_t k = 0; k < h; k += kLanes) {
+        const vfloat a = load(y + k), b = load(y + h + k);
+        store(y + k, (a + b) * c);
+        store(y + h + k, (a - b) * c);
+    }
+}
+
+void rotate_tile(const RotationView* r, float* y, int inverse) {
+    const int d = r->d;
+    int p = 1;
+    while (2 * p <= d) p *= 2;
+    const float c = (float)(1.0 / __builtin_sqrt((double)p));
+    float* tail = y + (ptrdiff_t)(d - p) * kLanes;
+    for (int step = 0; step < r->rounds; ++step) {
+        const int round = inverse ? r->rounds - 1 - step : step;
+        const float* s0 = r->signs + (ptrdiff_t)round * 2 * d;
+        if (!inverse) {
+            flip(y, s0, d);
+            hadamard(y, p, c);
+            if (d > p) {
+                flip(y, s0 + d, d);
+                hadamard(tail, p, c);
+                if (round < r->rounds - 1) fold_halves(y, d);
+            }
+        } else {
+            if (d > p) {
+                if (round < r->rounds - 1) fold_halves(y, d);
+                hadamard(tail, p, c);
+                flip(y, s0 + d, d);
+            }
+            hadamard(y, p, c);
+            flip(y, s0, d);
+        }
+    }
+}
+
+void dot_tile(const float* y, const float* yhat, int d, double* dots) {
+    Sums sums = {};
+    for (int i = 0; i < d; ++i) {
+        const vfloat a = load(y + (ptrdiff_t)i * kLanes), b = load(yhat + (ptrdiff_t)i * kLanes);
+        sums.low[i % 8] += widen_low(a) * widen_low(b);
+        sums.high[i % 8] += widen_high(a) * widen_high(b);
+    }
+    sums.fold(dots);
+}
+
+double dot(const float* q, const float* yhat, int d) {
+    vdouble sum = {};
+    int i = 0;
+    for (; i + 8 <= d; i += 8) {
+        vfloat8 a, b;
+        memcpy(&a, q + i, 32);
+        memcpy(&b, yhat + i, 32);
+        sum += __builtin_convertvector(a, vdouble) * __builtin_convertvector(b, vdouble);
+    }
+    double s[8];
+    memcpy(s, &sum, 64);
+    for (int l = 0; i + l < d; ++l) s[l] += (double)q[i + l] * (double)yhat[i + l];
+    for (int h = 4; h >= 1; h /= 2)
+        for (int l = 0; l < h; ++l) s[l] += s[l + h];
+    return s[0];
+}
+
+}  // namespace tq::TQ_LEVEL

@@ -1,0 +1,340 @@
+// Python bindings: arrays in, arrays out; every long call releases the GIL.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "encode.h"
+#include "int64_map.h"
+#include "parallel.h"
+#include "query_tables.h"
+#include "search.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+template <class T, int N>
+using In = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T, int N>
+using InOut = nb::ndarray<T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using Out = nb::ndarray<nb::numpy>;
+template <class T>
+using Optional = std::optional<In<T, 1>>;
+
+template <class T>
+struct Array {
+    explicit Array(std::initializer_list<size_t> shape) : shape(shape) {
+        size_t n = 1;
+        for (const size_t s : shape) n *= s;
+        data = new T[n ? n : 1];
+    }
+    nb::ndarray<nb::numpy, T> take() {
+        nb::capsule owner(data, [](void* p) noexcept { delete[] (T*)p; });
+        return nb::ndarray<nb::numpy, T>(data, shape.size(), shape.data(), owner);
+    }
+    std::vector<size_t> shape;
+    T* data;
+};
+
+void check(bool ok, const char* message) {
+    if (!ok) throw nb::value_error(message);
+}
+
+int threads_or_default(int threads) { return threads > 0 ? threads : tq::default_threads(); }
+
+tq::RotationView rotation_view(const In<float, 3>& signs) {
+    check(signs.shape(1) == 2, "signs: shape must be [rounds, 2, d]");
+    return {(int)signs.shape(2), (int)signs.shape(0), signs.data()};
+}
+
+
+tq::Code make_chain(int d, int p, int q, const In<float, 3>& tables) {
+    check(d >= 1 && p >= 1 && q >= 1, "d, p and q must be positive");
+    check((int)tables.shape(0) == q && tables.shape(1) >= 1 && tables.shape(1) <= tq::kMaxMemory &&
+              tables.shape(2) == 16,
+          "tables: shape must be [q, memory, 16] with memory 1 to 3");
+    tq::Code code;
+    code.add_chain(std::make_shared<tq::Chain>(d, p, q, (int)tables.shape(1), tables.data()));
+    return code;
+}
+
+tq::Code join(const std::vector<tq::Code>& codes) {
+    tq::Code out;
+    for (const tq::Code& c : codes) {
+        check(c.scannable(), "only chain codes can be joined");
+        for (const tq::Part& p : c.parts) out.add_chain(p.chain);
+    }
+    return out;
+}
+
+tq::Code make_scalar(int d, int bits, const In<float, 1>& centroids) {
+    check(d >= 1 && bits >= 1 && bits <= 8 && centroids.shape(0) == size_t(1) << bits,
+          "centroids: length must be 2**bits, bits 1 to 8");
+    tq::Code code;
+    code.set_scalar(std::make_shared<tq::Scalar>(d, bits, centroids.data()));
+    return code;
+}
+
+tq::Code with_signs(tq::Code code, int d) {
+    check(code.parts.empty() && !code.signs && (code.d == 0 || code.d == d),
+          "signs follow a scalar code of the same d, or nothing");
+    code.d = d;
+    code.add_signs();
+    return code;
+}
+
+nb::tuple normalize(const In<float, 2>& x, int threads) {
+    Array<float> y({x.shape(0), x.shape(1)});
+    Array<double> norms({x.shape(0)});
+    {
+        nb::gil_scoped_release release;
+        tq::normalize_rows(x.data(), x.shape(0), (int)x.shape(1), y.data, norms.data, threads_or_default(threads));
+    }
+    return nb::make_tuple(y.take(), norms.take());
+}
+
+auto hadamard_rotate(const In<float, 2>& y, const In<float, 3>& signs, bool inverse, int threads) {
+    const tq::RotationView r = rotation_view(signs);
+    check((int)y.shape(1) == r.d, "y: columns must equal the rotation's d");
+    Array<float> out({y.shape(0), y.shape(1)});
+    {
+        nb::gil_scoped_release release;
+        tq::rotate_rows(r, y.data(), y.shape(0), out.data, inverse, threads_or_default(threads));
+    }
+    return out.take();
+}
+
+nb::tuple encode(const tq::Code& code, const In<float, 2>& x, const std::optional<In<float, 3>>& signs, int threads) {
+    check((int)x.shape(1) == code.d, "x: columns must equal the code's d");
+    check(!code.signs, "sign bits are not encoded here");
+    const size_t n = x.shape(0);
+    Array<uint8_t> codes({n, (size_t)code.code_size});
+    Array<double> dots({n, code.parts.size() > 1 ? code.parts.size() : 1}), norms({n});
+    tq::RotationView r{};
+    if (signs) {
+        r = rotation_view(*signs);
+        check(r.d == code.d, "signs: last axis must equal the code's d");
+    }
+    std::memset(norms.data, 0, n * sizeof(double));
+    {
+        nb::gil_scoped_release release;
+        tq::encode_rows(code, signs ? &r : nullptr, x.data(), n, codes.data, dots.data, norms.data,
+                        threads_or_default(threads));
+    }
+    return nb::make_tuple(codes.take(), dots.take(), norms.take());
+}
+
+auto decode(const tq::Code& code, const In<uint8_t, 2>& codes, int threads) {
+    check((int)codes.shape(1) == code.code_size, "codes: columns must equal the code size");
+    Array<float> y({codes.shape(0), (size_t)code.query_size()});
+    {
+        nb::gil_scoped_release release;
+        tq::decode_rows(code, codes.data(), codes.shape(0), y.data, threads_or_default(threads));
+    }
+    return y.take();
+}
+
+auto lut(const tq::Code& code, const In<float, 2>& q) {
+    check(code.scannable() && code.parts.size() == 1, "lut: only single chain codes have nibble tables");
+    check((int)q.shape(1) == code.d, "q: columns must equal the code's d");
+    const tq::ChainView& c = code.parts[0].chain->view();
+    Array<float> out({q.shape(0), (size_t)c.n_nibbles, 16});
+    std::vector<double> row((size_t)c.n_nibbles * 16);
+    for (size_t i = 0; i < q.shape(0); ++i) {
+        tq::chain_lut(c, q.data() + i * code.d, row.data());
+        for (size_t k = 0; k < row.size(); ++k) out.data[i * row.size() + k] = (float)row[k];
+    }
+    return out.take();
+}
+
+void pack(const InOut<uint32_t, 3>& blocks, int64_t start, const In<uint8_t, 2>& codes) {
+    const size_t words = (codes.shape(1) + 3) / 4;
+    check(blocks.shape(1) == words && blocks.shape(2) == tq::kLanes, "blocks: shape must be [n, ceil(code_size/4), 16]");
+    check(start >= 0 && start + (int64_t)codes.shape(0) <= (int64_t)blocks.shape(0) * tq::kLanes,
+          "codes: rows must fit into the blocks");
+    nb::gil_scoped_release release;
+    tq::pack_rows(blocks.data(), (int)words, start, codes.data(), codes.shape(0), (int)codes.shape(1));
+}
+
+auto unpack(const In<uint32_t, 3>& blocks, const In<int64_t, 1>& positions, int code_size) {
+    const int words = (code_size + 3) / 4;
+    check((int)blocks.shape(1) == words && blocks.shape(2) == tq::kLanes,
+          "blocks: shape must be [n, ceil(code_size/4), 16]");
+    const int64_t end = (int64_t)blocks.shape(0) * tq::kLanes;
+    for (size_t i = 0; i < positions.shape(0); ++i)
+        check(positions.data()[i] >= 0 && positions.data()[i] < end, "positions: must lie inside the blocks");
+    Array<uint8_t> out({positions.shape(0), (size_t)code_size});
+    {
+        nb::gil_scoped_release release;
+        for (size_t i = 0; i < positions.shape(0); ++i)
+            tq::unpack_row(blocks.data(), words, positions.data()[i], out.data + i * code_size, code_size);
+    }
+    return out.take();
+}
+
+template <class T>
+const T* column(const Optional<T>& a, int64_t n, const char* message) {
+    if (!a) return nullptr;
+    check((int64_t)a->shape(0) >= n, message);
+    return a->data();
+}
+
+// The stored rows as one argument of search and range_search; arrays must outlive the call.
+struct Stored {
+    std::optional<In<uint32_t, 3>> blocks;
+    std::optional<In<uint8_t, 2>> packed;
+    Optional<float> scale, sign_scale, squared_norm;
+    Optional<int64_t> ids;
+    Optional<uint8_t> mask;
+    int64_t n = 0;
+
+    tq::Rows rows(const tq::Code& code) const {
+        check(n >= 0 && blocks.has_value() != packed.has_value(), "give either blocks or rows");
+        if (blocks)
+            check((int)blocks->shape(1) == code.words() && blocks->shape(2) == tq::kLanes &&
+                      (int64_t)blocks->shape(0) * tq::kLanes >= n,
+                  "blocks: shape must be [>= n/16, ceil(code_size/4), 16]");
+        else
+            check((int)packed->shape(1) == code.code_size && (int64_t)packed->shape(0) >= n,
+                  "rows: shape must be [>= n, code_size]");
+        check(scale.has_value() && sign_scale.has_value() == code.signs, "scale: one column a scalar of the code");
+        return {&code,
+                blocks ? blocks->data() : nullptr,
+                packed ? packed->data() : nullptr,
+                column(scale, n, "scale: length must be at least n"),
+                column(sign_scale, n, "sign_scale: length must be at least n"),
+                column(squared_norm, n, "squared_norm: length must be at least n"),
+                column(ids, n, "ids: length must be at least n"),
+                column(mask, (n + 7) / 8, "mask: needs one bit a row"),
+                n};
+    }
+};
+
+tq::Queries queries_of(const tq::Code& code, const In<float, 2>& q, const In<double, 1>& squared_norms) {
+    check((int)q.shape(1) == code.query_size(), "q: columns must equal the code's query size");
+    check(squared_norms.shape(0) == q.shape(0), "squared_norms: one a query");
+    return {q.data(), squared_norms.data(), (int64_t)q.shape(0)};
+}
+
+nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
+                 const In<double, 1>& squared_norms, int64_t k, int threads) {
+    check(k >= 1, "k: must be at least 1");
+    const tq::Rows rows = stored.rows(code);
+    const tq::Queries queries = queries_of(code, q, squared_norms);
+    Array<float> distances({q.shape(0), (size_t)k});
+    Array<int64_t> ids({q.shape(0), (size_t)k});
+    {
+        nb::gil_scoped_release release;
+        tq::search(rows, queries, k, distances.data, ids.data, threads_or_default(threads));
+    }
+    return nb::make_tuple(distances.take(), ids.take());
+}
+
+nb::tuple range_search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
+                       const In<double, 1>& squared_norms, float radius, int threads) {
+    const tq::Rows rows = stored.rows(code);
+    const tq::Queries queries = queries_of(code, q, squared_norms);
+    std::vector<std::vector<tq::Hit>> hits;
+    {
+        nb::gil_scoped_release release;
+        hits = tq::range_search(rows, queries, radius, threads_or_default(threads));
+    }
+    size_t total = 0;
+    for (const auto& h : hits) total += h.size();
+    Array<int64_t> limits({hits.size() + 1}), ids({total});
+    Array<float> distances({total});
+    limits.data[0] = 0;
+    for (size_t i = 0, at = 0; i < hits.size(); ++i) {
+        for (const tq::Hit& h : hits[i]) {
+            distances.data[at] = h.distance;
+            ids.data[at++] = h.id;
+        }
+        limits.data[i + 1] = (int64_t)at;
+    }
+    return nb::make_tuple(limits.take(), distances.take(), ids.take());
+}
+
+std::vector<std::string> simd_levels() {
+    const std::string active = tq::kernels()->name;
+    std::vector<std::string> out;
+    for (const char* name : {"avx512", "avx2", "neon", "scalar"})
+        if (tq::set_simd(name)) out.push_back(name);
+    tq::set_simd(active.c_str());
+    return out;
+}
+
+auto map_get(const tq::Int64Map& m, const In<int64_t, 1>& keys) {
+    Array<int64_t> out({keys.shape(0)});
+    for (size_t i = 0; i < keys.shape(0); ++i) out.data[i] = m.get(keys.data()[i]);
+    return out.take();
+}
+
+void map_set(tq::Int64Map& m, const In<int64_t, 1>& keys, const In<int64_t, 1>& values) {
+    check(keys.shape(0) == values.shape(0), "keys and values must be of one length");
+    for (size_t i = 0; i < keys.shape(0); ++i) check(keys.data()[i] >= 0, "keys: must not be negative");
+    m.reserve(m.size() + keys.shape(0));
+    for (size_t i = 0; i < keys.shape(0); ++i) m.set(keys.data()[i], values.data()[i]);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+    m.doc() = "Compiled core of tqcore: rotation, codes, packed layout and search.";
+    const char* wanted = std::getenv("TQ_SIMD");
+    if (wanted && *wanted && !tq::set_simd(wanted))
+        throw std::runtime_error("TQ_SIMD=" + std::string(wanted) +
+                                 ": this level is not available on this machine or in this build");
+    nb::class_<tq::Code>(m, "Code")
+        .def_ro("d", &tq::Code::d)
+        .def_ro("code_size", &tq::Code::code_size)
+        .def_prop_ro("query_size", &tq::Code::query_size)
+        .def_prop_ro("scannable", &tq::Code::scannable);
+    nb::class_<Stored>(m, "Stored")
+        .def(nb::init<>())
+        .def_rw("blocks", &Stored::blocks, nb::arg().none())
+        .def_rw("rows", &Stored::packed, nb::arg().none())
+        .def_rw("scale", &Stored::scale, nb::arg().none())
+        .def_rw("sign_scale", &Stored::sign_scale, nb::arg().none())
+        .def_rw("squared_norm", &Stored::squared_norm, nb::arg().none())
+        .def_rw("ids", &Stored::ids, nb::arg().none())
+        .def_rw("mask", &Stored::mask, nb::arg().none())
+        .def_rw("n", &Stored::n);
+    nb::class_<tq::Int64Map>(m, "Int64Map")
+        .def(nb::init<>())
+        .def("get", &map_get, "keys"_a)
+        .def("get_one", &tq::Int64Map::get, "key"_a)
+        .def("set", &map_set, "keys"_a, "values"_a)
+        .def("set_one", [](tq::Int64Map& map, int64_t key, int64_t value) {
+            check(key >= 0, "key: must not be negative");
+            map.set(key, value);
+        }, "key"_a, "value"_a)
+        .def("erase", &tq::Int64Map::erase, "key"_a)
+        .def("clear", &tq::Int64Map::clear)
+        .def("__len__", &tq::Int64Map::size)
+        .def_prop_ro("nbytes", &tq::Int64Map::bytes);
+    m.def("chain_code", &make_chain, "d"_a, "p"_a, "q"_a, "tables"_a);
+    m.def("join_codes", &join, "codes"_a);
+    m.def("scalar_code", &make_scalar, "d"_a, "bits"_a, "centroids"_a);
+    m.def("sign_code", [](int d) { return with_signs(tq::Code(), d); }, "d"_a);
+    m.def("with_signs", [](const tq::Code& c) { return with_signs(c, c.d); }, "code"_a);
+    m.def("normalize", &normalize, "x"_a, "threads"_a = 0);
+    m.def("hadamard_rotate", &hadamard_rotate, "y"_a, "signs"_a, "inverse"_a = false, "threads"_a = 0);
+    m.def("encode", &encode, "code"_a, "x"_a, "signs"_a.none(), "threads"_a = 0);
+    m.def("decode", &decode, "code"_a, "codes"_a, "threads"_a = 0);
+    m.def("lut", &lut, "code"_a, "q"_a);
+    m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
+    m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
+    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "squared_norms"_a, "k"_a, "threads"_a = 0);
+    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "squared_norms"_a, "radius"_a, "threads"_a = 0);
+    m.def("simd_level", [] { return std::string(tq::kernels()->name); });
+    m.def("simd_reason", [] { return std::string(tq::simd_reason()); });
+    m.def("simd_levels", &simd_levels);
+    m.def("set_simd", [](const std::string& name) { return tq::set_simd(name.c_str()) != 0; }, "name"_a);
+    m.def("default_threads", &tq::default_threads);
+}

@@ -1,0 +1,47 @@
+// The rows that can still enter the top k, given bounds on their scores.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+namespace tq {
+
+struct Candidate {
+    float upper, lower;
+    int64_t row;
+};
+
+// Keeps every candidate whose upper bound reaches the k-th largest lower bound seen.
+class Reservoir {
+public:
+    explicit Reservoir(int64_t k) : k_((size_t)k), limit_(std::max<size_t>(2 * (size_t)k, 128)) {}
+
+    float threshold() const { return threshold_; }
+    std::vector<Candidate>& candidates() { return kept_; }
+
+    void add(const Candidate& c) {
+        kept_.push_back(c);
+        if (kept_.size() >= limit_) prune();
+    }
+
+    void prune() {
+        if (kept_.size() < k_) return;
+        lower_.resize(kept_.size());
+        for (size_t i = 0; i < kept_.size(); ++i) lower_[i] = kept_[i].lower;
+        std::nth_element(lower_.begin(), lower_.begin() + (k_ - 1), lower_.end(), std::greater<float>());
+        threshold_ = std::max(threshold_, lower_[k_ - 1]);
+        const float t = threshold_;
+        kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [t](const Candidate& c) { return c.upper < t; }),
+                    kept_.end());
+        if (kept_.size() * 4 > limit_ * 3) limit_ *= 2;
+    }
+
+private:
+    size_t k_, limit_;
+    float threshold_ = -INFINITY;
+    std::vector<Candidate> kept_;
+    std::vector<float> lower_;
+};
+
+}  // namespace tq

@@ -1,0 +1,329 @@
+#include "search.h"
+
+#include <cfloat>
+#include <cstring>
+
+#include "encode.h"
+#include "parallel.h"
+#include "query_tables.h"
+#include "reservoir.h"
+
+namespace tq {
+namespace {
+
+constexpr int kGroup = 32;                       // queries that share one pass over a slice of the codes
+constexpr int kTile = 4;                         // queries scanned together
+constexpr size_t kChunkBytes = 192 * 1024;       // codes that stay in the second-level cache
+constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
+constexpr int64_t kWorkPerThread = 1 << 20;      // code bytes times queries worth a thread
+
+// The exact score that orders results: <q, x_hat>, minus half the squared norm for l2.
+class Scorer {
+public:
+    explicit Scorer(const Rows& rows)
+        : rows_(rows), code_(*rows.code), packed_(code_.words() * 4), nibbles_(2 * (size_t)code_.code_size + 16),
+          yhat_(code_.query_size()) {}
+
+    double operator()(int64_t row, const float* q) {
+        if (!code_.scannable()) {
+            decode(row);
+            return of_decoded(row, q);
+        }
+        const uint8_t* packed = bytes(row);
+        if (code_.parts.size() == 1) {
+            const ChainView& c = code_.parts[0].chain->view();
+            unpack_nibbles(packed, c.n_nibbles, nibbles_.data());
+            return finish(row, kernels()->chain_score(&c, nibbles_.data(), q), 0.0);
+        }
+        code_.decode_row(packed, yhat_.data(), nibbles_.data());
+        return of_decoded(row, q);
+    }
+
+    void decode(int64_t row) { code_.decode_row(bytes(row), yhat_.data(), nibbles_.data()); }
+
+    double of_decoded(int64_t row, const float* q) const {
+        const int d = code_.d;
+        const double first = kernels()->dot(q, yhat_.data(), d);
+        return finish(row, first, code_.signs ? kernels()->dot(q + d, yhat_.data() + d, d) : 0.0);
+    }
+
+private:
+    const uint8_t* bytes(int64_t row) {
+        if (!rows_.blocks) return rows_.packed + row * code_.code_size;
+        unpack_row(rows_.blocks, code_.words(), row, packed_.data(), code_.code_size);
+        return packed_.data();
+    }
+
+    double finish(int64_t row, double dot, double sign_dot) const {
+        double s = (double)rows_.scale[row] * dot;
+        if (rows_.sign_scale) s += (double)rows_.sign_scale[row] * sign_dot;
+        if (rows_.squared_norm) s -= 0.5 * (double)rows_.squared_norm[row];
+        return s;
+    }
+
+    const Rows& rows_;
+    const Code& code_;
+    std::vector<uint8_t> packed_, nibbles_;
+    std::vector<float> yhat_;
+};
+
+uint32_t block_mask(const Rows& r, int64_t block) {
+    const int64_t left = r.n - block * kLanes;
+    const uint32_t inside = left >= kLanes ? 0xFFFFu : (1u << left) - 1;
+    if (!r.mask) return inside;
+    const int64_t bytes = (r.n + 7) / 8;
+    uint32_t m = r.mask[2 * block];
+    if (2 * block + 1 < bytes) m |= (uint32_t)r.mask[2 * block + 1] << 8;
+    return m & inside;
+}
+
+// What happens to a row that passes a query's bounds.
+struct Sink {
+    virtual ~Sink() = default;
+    virtual float threshold(int query) = 0;
+    virtual void add(int query, const Candidate& c) = 0;
+};
+
+// Queries [first, first + count) over blocks [begin, end), by tables.
+class TableScan {
+public:
+    TableScan(const Rows& rows, const Queries& queries, int64_t first, int count)
+        : rows_(rows), words_(rows.code->words()), count_(count), tables_(count) {
+        for (int i = 0; i < count; ++i) {
+            tables_[i].build(*rows.code, queries.q + (first + i) * rows.code->query_size());
+            tables_[i].bounds.norm_factor = (float)(-0.5 * (1.0 - kNormRounding));
+        }
+        const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
+        chunk_ = std::max<int64_t>(4, std::min<int64_t>(256, fit / 4 * 4));
+    }
+
+    void run(int64_t begin, int64_t end, Sink& sink) {
+        std::vector<uint32_t> scratch;
+        for (int64_t b = begin; b < end; b += chunk_) {
+            const int64_t stop = std::min(end, b + chunk_);
+            const uint32_t* blocks = rows_.blocks ? rows_.blocks + b * words_ * kLanes : nullptr;
+            if (!blocks) {
+                scratch.assign((size_t)(stop - b) * words_ * kLanes, 0);
+                const int64_t row = b * kLanes, n = std::min(rows_.n, stop * kLanes) - row;
+                pack_rows(scratch.data(), words_, 0, rows_.packed + row * rows_.code->code_size, n,
+                          rows_.code->code_size);
+                blocks = scratch.data();
+            }
+            allowed_.resize((size_t)(stop - b));
+            for (int64_t i = b; i < stop; ++i) allowed_[(size_t)(i - b)] = (uint16_t)block_mask(rows_, i);
+            for (int64_t i = 0; i < stop - b;) {
+                if (!allowed_[(size_t)i]) { ++i; continue; }
+                int64_t j = i + 1;
+                while (j < stop - b && allowed_[(size_t)j]) ++j;
+                scan_run(blocks + i * words_ * kLanes, b + i, (int)(j - i), &allowed_[(size_t)i], sink);
+                i = j;
+            }
+        }
+    }
+
+private:
+    void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
+        const bool whole = (first_block + n_blocks) * kLanes <= rows_.n;
+        acc_.resize((size_t)n_blocks * kTile * kLanes);
+        pass_.resize((size_t)n_blocks);
+        for (int t = 0; t < count_; t += kTile) {
+            const int n = std::min(kTile, count_ - t);
+            QueryTables views[kTile];
+            for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
+            kernels()->scan(blocks, n_blocks, words_, views, n, acc_.data());
+            for (int i = 0; i < n; ++i) {
+                // The last block may reach past the columns' end, so it is taken from a copy.
+                const int head = whole ? n_blocks : n_blocks - 1;
+                select(t + i, acc_.data() + i * kLanes, n * kLanes, first_block, head, allowed, sink, false);
+                if (!whole)
+                    select(t + i, acc_.data() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes, first_block + head, 1,
+                           allowed + head, sink, true);
+            }
+        }
+    }
+
+    void select(int query, const int32_t* acc, ptrdiff_t stride, int64_t first_block, int n_blocks,
+                const uint16_t* allowed, Sink& sink, bool tail) {
+        if (n_blocks == 0) return;
+        QueryBounds& q = tables_[query].bounds;
+        q.threshold = sink.threshold(query);
+        const int64_t row = first_block * kLanes;
+        const float *a = rows_.scale + row, *norms = rows_.squared_norm ? rows_.squared_norm + row : nullptr;
+        float tail_a[kLanes] = {}, tail_norms[kLanes] = {};
+        if (tail) {
+            std::memcpy(tail_a, a, sizeof(float) * (size_t)(rows_.n - row));
+            if (norms) std::memcpy(tail_norms, norms, sizeof(float) * (size_t)(rows_.n - row));
+            a = tail_a;
+            norms = norms ? tail_norms : nullptr;
+        }
+        kernels()->reachable(acc, stride, n_blocks, &q, a, norms, pass_.data());
+        for (int b = 0; b < n_blocks; ++b)
+            for (uint32_t m = pass_[(size_t)b] & allowed[b]; m; m &= m - 1) {
+                const int l = __builtin_ctz(m);
+                const int64_t at = (int64_t)b * kLanes + l;
+                const float dot = (float)acc[b * stride + l] * q.delta, norm = norms ? norms[at] : 0.0f;
+                sink.add(query, {a[at] * (dot + (q.base + q.above)) + norm * q.norm_factor,
+                                 a[at] * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
+                                 row + at});
+            }
+    }
+
+    const Rows& rows_;
+    int words_, count_;
+    int64_t chunk_;
+    std::vector<Tables> tables_;
+    std::vector<int32_t> acc_;
+    std::vector<uint16_t> allowed_, pass_;
+};
+
+// The same by decoding every row, for codes that are not nibble tables: the bounds are the score itself.
+void decode_scan(const Rows& rows, const Queries& queries, int64_t first, int count, int64_t begin, int64_t end,
+                 Sink& sink) {
+    Scorer scorer(rows);
+    const int size = rows.code->query_size();
+    for (int64_t b = begin; b < end; ++b)
+        for (uint32_t m = block_mask(rows, b); m; m &= m - 1) {
+            const int64_t row = b * kLanes + __builtin_ctz(m);
+            scorer.decode(row);
+            for (int i = 0; i < count; ++i) {
+                const double s = scorer.of_decoded(row, queries.q + (first + i) * size);
+                // Rounded outwards: the exact score is compared again at the end.
+                const float upper = std::nextafter((float)s, INFINITY), lower = std::nextafter((float)s, -INFINITY);
+                if (upper >= sink.threshold(i)) sink.add(i, {upper, lower, row});
+            }
+        }
+}
+
+void scan(const Rows& rows, const Queries& queries, int64_t first, int count, int64_t begin, int64_t end, Sink& sink) {
+    if (rows.code->scannable())
+        TableScan(rows, queries, first, count).run(begin, end, sink);
+    else
+        decode_scan(rows, queries, first, count, begin, end, sink);
+}
+
+// Query groups times slices of the blocks, so that every thread has a share whatever the shape.
+struct Shares {
+    Shares(const Rows& rows, int64_t nq, int wanted) {
+        blocks = (rows.n + kLanes - 1) / kLanes;
+        const int64_t work = rows.n * (int64_t)rows.code->code_size / kWorkPerThread * nq + 1;
+        threads = (int)std::max<int64_t>(1, std::min<int64_t>(wanted, work));
+        group = (int)std::min<int64_t>(kGroup, std::max<int64_t>(1, nq));
+        groups = (nq + group - 1) / group;
+        slices = groups >= 2 * threads ? 1 : threads;
+        slices = std::max<int64_t>(1, std::min(slices, blocks));
+    }
+    int64_t begin(int64_t slice) const { return blocks * slice / slices; }
+    int64_t blocks, groups, slices;
+    int group, threads;
+};
+
+struct TopSink : Sink {
+    TopSink(int count, int64_t k) : kept(count, Reservoir(k)) {}
+    float threshold(int query) override { return kept[(size_t)query].threshold(); }
+    void add(int query, const Candidate& c) override { kept[(size_t)query].add(c); }
+    std::vector<Reservoir> kept;
+};
+
+struct RangeSink : Sink {
+    explicit RangeSink(int count) : limits(count), kept(count) {}
+    float threshold(int query) override { return limits[(size_t)query]; }
+    void add(int query, const Candidate& c) override { kept[(size_t)query].push_back(c.row); }
+    std::vector<float> limits;
+    std::vector<std::vector<int64_t>> kept;
+};
+
+struct Scored { double score; int64_t id; };
+
+bool better(const Scored& a, const Scored& b) { return a.score != b.score ? a.score > b.score : a.id < b.id; }
+
+float distance(const Rows& rows, const Queries& queries, int64_t query, double score) {
+    if (!rows.squared_norm) return (float)score;
+    const double d = queries.squared_norm[query] - 2.0 * score;
+    return d > 0 ? (float)d : 0.0f;
+}
+
+std::vector<Scored> score_all(const Rows& rows, const Queries& queries, int64_t query,
+                              const std::vector<int64_t>& candidates) {
+    Scorer scorer(rows);
+    std::vector<Scored> out;
+    out.reserve(candidates.size());
+    const float* q = queries.q + query * rows.code->query_size();
+    for (const int64_t row : candidates) out.push_back({scorer(row, q), rows.ids ? rows.ids[row] : row});
+    return out;
+}
+
+}  // namespace
+
+void search(const Rows& rows, const Queries& queries, int64_t k, float* distances, int64_t* ids, int threads) {
+    const int64_t keep = std::min(k, rows.n);
+    std::fill(ids, ids + queries.n * k, (int64_t)-1);
+    std::fill(distances, distances + queries.n * k, rows.squared_norm ? FLT_MAX : -FLT_MAX);
+    if (keep == 0 || queries.n == 0) return;
+    const Shares s(rows, queries.n, threads);
+    std::vector<std::unique_ptr<TopSink>> sinks((size_t)(s.groups * s.slices));
+    std::vector<std::atomic<int>> left((size_t)s.groups);
+    for (auto& l : left) l = (int)s.slices;
+    parallel_for(s.groups * s.slices, s.threads, [&](int64_t task) {
+        const int64_t g = task / s.slices, slice = task % s.slices, first = g * s.group;
+        const int count = (int)std::min<int64_t>(s.group, queries.n - first);
+        sinks[(size_t)task] = std::make_unique<TopSink>(count, keep);
+        scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), *sinks[(size_t)task]);
+        if (--left[(size_t)g]) return;
+        // The group's last slice: what no other slice can outdo is scored exactly.
+        for (int i = 0; i < count; ++i) {
+            Reservoir all(keep);
+            for (int64_t t = 0; t < s.slices; ++t)
+                for (const Candidate& c : sinks[(size_t)(g * s.slices + t)]->kept[(size_t)i].candidates())
+                    if (c.upper >= all.threshold()) all.add(c);
+            all.prune();
+            std::vector<int64_t> candidates;
+            for (const Candidate& c : all.candidates()) candidates.push_back(c.row);
+            std::vector<Scored> scored = score_all(rows, queries, first + i, candidates);
+            const size_t n = std::min<size_t>((size_t)keep, scored.size());
+            std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
+            for (size_t r = 0; r < n; ++r) {
+                distances[(first + i) * k + (int64_t)r] = distance(rows, queries, first + i, scored[r].score);
+                ids[(first + i) * k + (int64_t)r] = scored[r].id;
+            }
+        }
+        for (int64_t t = 0; t < s.slices; ++t) sinks[(size_t)(g * s.slices + t)].reset();
+    });
+}
+
+std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& queries, float radius, int threads) {
+    std::vector<std::vector<Hit>> hits((size_t)queries.n);
+    if (rows.n == 0 || queries.n == 0) return hits;
+    const Shares s(rows, queries.n, threads);
+    const bool l2 = rows.squared_norm;
+    std::mutex guard;
+    parallel_for(s.groups * s.slices, s.threads, [&](int64_t task) {
+        const int64_t g = task / s.slices, slice = task % s.slices, first = g * s.group;
+        const int count = (int)std::min<int64_t>(s.group, queries.n - first);
+        RangeSink sink(count);
+        for (int i = 0; i < count; ++i) {
+            const double q2 = l2 ? queries.squared_norm[first + i] : 0.0;
+            const double limit = l2 ? 0.5 * (q2 - (double)radius) : (double)radius;
+            sink.limits[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(q2)));
+        }
+        scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
+        for (int i = 0; i < count; ++i) {
+            std::vector<Hit> found;
+            for (const Scored& r : score_all(rows, queries, first + i, sink.kept[(size_t)i])) {
+                const float d = distance(rows, queries, first + i, r.score);
+                if (l2 ? d < radius : d > radius) found.push_back({d, r.id});
+            }
+            std::lock_guard<std::mutex> lock(guard);
+            auto& all = hits[(size_t)(first + i)];
+            all.insert(all.end(), found.begin(), found.end());
+        }
+    });
+    parallel_for(queries.n, s.threads, [&](int64_t i) {
+        std::sort(hits[(size_t)i].begin(), hits[(size_t)i].end(), [l2](const Hit& a, const Hit& b) {
+            if (a.distance != b.distance) return l2 ? a.distance < b.distance : a.distance > b.distance;
+            return a.id < b.id;
+        });
+    });
+    return hits;
+}
+
+}  // namespace tq

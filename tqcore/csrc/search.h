@@ -1,0 +1,31 @@
+// Exact top k and range search over packed codes.
+#pragma once
+#include "code.h"
+
+namespace tq {
+
+struct Rows {
+    const Code* code;
+    const uint32_t* blocks;        // [ceil(n / 16)][words][16], or null
+    const uint8_t* packed;         // [n][code_size], when blocks is null
+    const float* scale;            // [n]
+    const float* sign_scale;       // [n], for sign bits, or null
+    const float* squared_norm;     // [n], for l2, or null
+    const int64_t* ids;            // [n], or null: the row number
+    const uint8_t* mask;           // one bit a row, or null
+    int64_t n;
+};
+
+struct Queries {
+    const float* q;                // [n][code.query_size()], rotated
+    const double* squared_norm;    // [n], for l2
+    int64_t n;
+};
+
+// distances, ids [queries.n][k], best first, equal scores by smaller id; -1 where there are fewer than k rows.
+void search(const Rows& rows, const Queries& queries, int64_t k, float* distances, int64_t* ids, int threads);
+
+struct Hit { float distance; int64_t id; };
+std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& queries, float radius, int threads);
+
+}  // namespace tq

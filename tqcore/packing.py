@@ -1,0 +1,31 @@
+"""Row-major codes and the blocked layout that the scan reads.
+
+Blocks are uint32 [nb, words, 16]: word w of row i, its bytes 4w to 4w + 3 little-endian and zero padded, is
+``blocks[i // 16, w, i % 16]``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tqcore import _core
+from tqcore.config import BLOCK_ROWS
+
+__all__ = ["blocks_for", "pack_rows", "unpack_rows"]
+
+
+def blocks_for(n: int, code_size: int) -> tuple[int, int, int]:
+    """Shape of the blocks that hold `n` rows of `code_size` bytes."""
+    return -(-n // BLOCK_ROWS), -(-code_size // 4), BLOCK_ROWS
+
+
+def pack_rows(blocks: np.ndarray, start: int, codes: np.ndarray) -> None:
+    """Write uint8 codes [m, code_size] into rows ``start`` to ``start + m - 1`` of `blocks`, in place."""
+    _core.pack_rows(blocks, start, np.ascontiguousarray(codes))
+
+
+def unpack_rows(blocks: np.ndarray, positions: np.ndarray | slice, code_size: int) -> np.ndarray:
+    """Codes uint8 [m, code_size] of the rows at `positions`, an int64 array or a slice with a stop."""
+    if isinstance(positions, slice):
+        positions = np.arange(positions.start or 0, positions.stop, dtype=np.int64)
+    return _core.unpack_rows(blocks, np.ascontiguousarray(positions, dtype=np.int64), code_size)

@@ -1,0 +1,244 @@
+"""Vectors to codes and back: rotation, code and per-vector scalars as one object."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tqcore import _core
+from tqcore.chain import chain_code, nibble_tables
+from tqcore.codebook import lloyd_max
+from tqcore.config import CHAIN_RATES, CODES, MAX_D, MIN_D
+from tqcore.prod import Prod
+from tqcore.rotation import HaarRotation, HadamardRotation
+
+__all__ = ["Quantizer"]
+
+_CHUNK = 1 << 14  # rows encoded at a time, so that scratch memory stays small
+
+
+class Quantizer:
+    """An online vector quantizer: nothing in it depends on data.
+
+    A vector's norm is taken off, a fixed random rotation makes its coordinates N(0, 1/d), the code quantizes them,
+    and one float per vector makes inner products unbiased.
+
+    Parameters
+    ----------
+    d : int
+        Dimensions, 8 to 65,536.
+    bits : float
+        Bits per dimension without scalars: a rate of `tqcore.config.CHAIN_RATES` for "chain", an integer from 1 to 8
+        for "mse" and "prod".
+    code : str
+        "chain" (a tail-biting chain of nibbles), "mse" (TurboQuant, arXiv 2504.19874, Algorithm 1: Lloyd-Max per
+        coordinate) or "prod" (Algorithm 2: one bit of every coordinate goes to a QJL sketch of the error).
+    memory : int
+        Nibbles a coordinate of a chain depends on: 2, or 3 for less distortion and slower encoding.
+    rotation : str
+        "hadamard" or "haar".
+    seed : int
+        Seed of the rotation and the sketch.
+    scale : str, optional
+        "unbiased" (arXiv 2105.08339, 2405.12497: |x|^2 / <x_hat, x>) or "norm" (the paper's). Not for "prod".
+    sketch : str
+        "orthogonal" or "gaussian", for "prod".
+    store_norm : bool
+        Keep |x|^2 beside the scale, which l2 distances need.
+    normalize : bool
+        Take every vector at length 1, for the cosine metric.
+
+    Attributes
+    ----------
+    code_size : int
+        Bytes of a packed code, scalars not included.
+    n_scalars : int
+        float32 scalars a vector.
+    core : tqcore._core.Code
+        The compiled code.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        bits: float = 4,
+        code: str = "chain",
+        *,
+        memory: int = 2,
+        rotation: str = "hadamard",
+        seed: int = 0,
+        scale: str | None = None,
+        sketch: str = "orthogonal",
+        store_norm: bool = False,
+        normalize: bool = False,
+    ) -> None:
+        self.d = _integer("d", d, MIN_D, MAX_D)
+        self.seed = _integer("seed", seed, 0, 2**63 - 1)
+        self.code = _choice("code", code, CODES)
+        self.bits = _rate(bits, code)
+        self.memory = _integer("memory", memory, 2, 3)
+        self.rotation = _choice("rotation", rotation, ("hadamard", "haar"))
+        self.scale = _choice("scale", "unbiased" if scale is None else scale, ("unbiased", "norm"))
+        self.sketch = _choice("sketch", sketch, ("orthogonal", "gaussian"))
+        self.store_norm, self.normalize = bool(store_norm), bool(normalize)
+        self._rotation = HadamardRotation(d, seed) if rotation == "hadamard" else HaarRotation(d, seed)
+        self._prod: Prod | None = None
+        self.core, self._encoder = self._build()
+        self.code_size: int = self.core.code_size
+        self.n_scalars = (2 if code == "prod" else 1) + self.store_norm
+
+    def _build(self) -> tuple[_core.Code, _core.Code]:
+        """The code that is searched and the one that encodes; they differ where one scalar code has two forms."""
+        d, bits = self.d, self.bits
+        if self.code == "chain":
+            core = chain_code(d, bits, self.memory)
+            return core, core
+        if self.code == "mse":
+            centroids = lloyd_max(d, int(bits))
+            encoder = _core.scalar_code(d, int(bits), centroids)
+            if bits in (1, 2, 4):
+                return _core.chain_code(d, 1, int(4 // bits), nibble_tables(centroids)), encoder
+            return encoder, encoder
+        self._prod = Prod(d, int(bits), self.sketch, self.seed)
+        if bits == 1:
+            core = _core.sign_code(d)
+        else:
+            core = _core.with_signs(_core.scalar_code(d, int(bits) - 1, self._prod.centroids))
+        return core, core
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able arguments that make the same quantizer again."""
+        names = ("d", "bits", "code", "memory", "rotation", "seed", "scale", "sketch", "store_norm", "normalize")
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Quantizer:
+        """The quantizer of a `config()`."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        return f"Quantizer({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
+
+    def rotate(self, x: np.ndarray) -> np.ndarray:
+        """Rotated rows float32 [n, d] of float32 [n, d]."""
+        return self._rotation.rotate(x)
+
+    def project(self, q: np.ndarray) -> np.ndarray:
+        """What the scan multiplies codes with: float32 [nq, core.query_size] of queries float32 [nq, d]."""
+        rotated = self.rotate(q)
+        if self._prod is None:
+            return rotated
+        return np.ascontiguousarray(np.concatenate([rotated, self._prod.project(rotated)], axis=1))
+
+    def lut(self, q: np.ndarray) -> np.ndarray:
+        """Nibble tables float32 [nq, J, 16]: their sum over a code's nibbles is <rotate(q), y_hat>.
+
+        Raises
+        ------
+        ValueError
+            For codes that are not sums over nibbles: "prod", and "mse" at 3, 5, 6, 7 and 8 bits.
+        """
+        return _core.lut(self.core, self.rotate(q))
+
+    def encode(self, x: np.ndarray, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and scalars of vectors.
+
+        Parameters
+        ----------
+        x : ndarray
+            float32 [n, d], finite.
+        threads : int
+            0 takes the default.
+
+        Returns
+        -------
+        codes : ndarray
+            uint8 [n, code_size].
+        scalars : ndarray
+            float32 [n, n_scalars].
+
+        Raises
+        ------
+        ValueError
+            If a scalar does not fit float32.
+        """
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        codes = np.empty((len(x), self.code_size), np.uint8)
+        scalars = np.empty((len(x), self.n_scalars), np.float32)
+        for start in range(0, len(x), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            with np.errstate(over="ignore"):
+                codes[part], scalars[part] = self._encode_chunk(x[part], threads)
+        if not np.isfinite(scalars).all():
+            row = int(np.flatnonzero(~np.isfinite(scalars).all(axis=1))[0])
+            raise ValueError(f"x must have squared norms within float32's range, got row {row} beyond it")
+        return codes, scalars
+
+    def _encode_chunk(self, x: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        signs = self._rotation.signs if isinstance(self._rotation, HadamardRotation) else None
+        if self._prod is None and signs is not None:
+            codes, dots, norms = _core.encode(self._encoder, x, signs, threads)
+        else:
+            y, norms = _core.normalize(x, threads)
+            y = self._rotation.rotate(y)
+            if self._prod is not None:
+                return self._prod_scalars(y, norms)
+            codes, dots, _ = _core.encode(self._encoder, y, None, threads)
+        norms = self._taken(norms)
+        root = math.sqrt(self.d)
+        scale = norms / root
+        if self.scale == "unbiased":
+            positive = dots[:, 0] > 0
+            np.divide(norms * root, dots[:, 0], out=scale, where=positive)
+        return codes, self._columns([scale], norms)
+
+    def _prod_scalars(self, y: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        assert self._prod is not None
+        codes, residual = self._prod.encode(y)
+        norms = self._taken(norms)
+        scale = norms / math.sqrt(self.d)
+        return codes, self._columns([scale, scale * residual], norms)
+
+    def _taken(self, norms: np.ndarray) -> np.ndarray:
+        return (norms > 0).astype(np.float64) if self.normalize else norms
+
+    def _columns(self, columns: list[np.ndarray], norms: np.ndarray) -> np.ndarray:
+        if self.store_norm:
+            columns = [*columns, norms**2]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def decode(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
+        """Vectors float32 [n, d] whose inner products the scan reports, of codes and scalars from `encode`."""
+        out = np.empty((len(codes), self.d), np.float32)
+        for start in range(0, len(codes), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            out[part] = self._decode_chunk(np.ascontiguousarray(codes[part]), np.asarray(scalars[part]))
+        return out
+
+    def _decode_chunk(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
+        y = _core.decode(self.core, codes)
+        if self._prod is None:
+            return self._rotation.unrotate(y) * scalars[:, :1]
+        first, z = y[:, : self.d], y[:, self.d :]
+        return self._rotation.unrotate(first * scalars[:, :1] + self._prod.unproject(z) * scalars[:, 1:2])
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise ValueError(f"{name} must be an integer from {low} to {high}, got {value!r}")
+    return int(value)
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def _rate(bits: Any, code: str) -> float:
+    rates = tuple(CHAIN_RATES) if code == "chain" else tuple(float(b) for b in range(1, 9))
+    if isinstance(bits, bool) or not isinstance(bits, (int, float, np.integer, np.floating)) or bits not in rates:
+        raise ValueError(f"bits must be one of {', '.join(f'{b:g}' for b in rates)} for code {code!r}, got {bits!r}")
+    return float(bits)

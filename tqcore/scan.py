@@ -1,0 +1,120 @@
+"""Exact top-k and range search over packed codes, in the order and with the padding of FAISS."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tqcore import _core
+from tqcore.quantizer import Quantizer
+
+__all__ = ["METRICS", "range_search", "search"]
+
+METRICS = ("l2", "ip", "cosine")
+
+
+def search(
+    quantizer: Quantizer,
+    codes: np.ndarray,
+    scalars: np.ndarray,
+    q: np.ndarray,
+    k: int,
+    *,
+    metric: str,
+    n: int,
+    ids: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    threads: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best rows of every query under the exact scores of their codes.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        What the codes were made with.
+    codes : ndarray
+        Blocks uint32 [nb, words, 16] (see `tqcore.packing`) or rows uint8 [n, code_size].
+    scalars : ndarray
+        float32 [n_scalars, >= n].
+    q : ndarray
+        Queries float32 [nq, d].
+    k : int
+        Results a query, at least 1.
+    metric : str
+        "l2", "ip" or "cosine".
+    n : int
+        Rows in use.
+    ids : ndarray, optional
+        int64 [>= n]; by default the row number.
+    mask : ndarray, optional
+        uint8 [ceil(n / 8)]: bit i % 8 of byte i // 8 admits row i.
+    threads : int
+        0 takes the default.
+
+    Returns
+    -------
+    D : ndarray
+        float32 [nq, k], best first; padded with the worst value of the metric.
+    I : ndarray
+        int64 [nq, k]; equal scores by smaller id; padded with -1.
+    """
+    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
+    offset, query, norms = _queries(quantizer, q, metric)
+    distances, found = _core.search(quantizer.core, stored, query, norms, k, threads)
+    if offset is not None:
+        distances[found >= 0] += np.broadcast_to(offset[:, None], found.shape)[found >= 0]
+    return distances, found
+
+
+def range_search(
+    quantizer: Quantizer,
+    codes: np.ndarray,
+    scalars: np.ndarray,
+    q: np.ndarray,
+    radius: float,
+    *,
+    metric: str,
+    n: int,
+    ids: np.ndarray | None = None,
+    mask: np.ndarray | None = None,
+    threads: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All rows strictly inside `radius`: l2 distances below it, inner products above it.
+
+    Parameters are those of `search`.
+
+    Returns
+    -------
+    lims : ndarray
+        int64 [nq + 1]; query i has the results ``lims[i]`` to ``lims[i + 1] - 1``, best first.
+    D, I : ndarray
+        float32 and int64 [lims[-1]].
+    """
+    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
+    _, query, norms = _queries(quantizer, q, metric)
+    return _core.range_search(quantizer.core, stored, query, norms, float(radius), threads)
+
+
+def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+    if (metric == "l2") != quantizer.store_norm:
+        raise ValueError(f"metric {metric!r} needs a quantizer with store_norm={metric == 'l2'}")
+    stored = _core.Stored()
+    if codes.ndim == 3:
+        stored.blocks = codes
+    else:
+        stored.rows = codes
+    stored.scale = scalars[0]
+    if quantizer.code == "prod":
+        stored.sign_scale = scalars[1]
+    if quantizer.store_norm:
+        stored.squared_norm = scalars[-1]
+    stored.ids, stored.mask, stored.n = ids, mask, n
+    return stored
+
+
+def _queries(quantizer: Quantizer, q: np.ndarray, metric: str):
+    if metric == "cosine":
+        norms = np.sqrt(np.einsum("ij,ij->i", q, q, dtype=np.float64))
+        q = (q / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
+    return None, quantizer.project(q), np.einsum("ij,ij->i", q, q, dtype=np.float64)
