@@ -15,7 +15,7 @@ __all__ = ["chain_code", "chain_mse", "chain_tables", "nibble_tables"]
 
 @cache
 def _stored() -> dict[str, np.ndarray]:
-    with np.load(files("tqcore").joinpath("tables/chain.npz").open("rb"), allow_pickle=False) as data:
+    with files("tqcore").joinpath("tables/chain.npz").open("rb") as stream, np.load(stream) as data:
         return {key: data[key] for key in data.files}
 
 
