@@ -1,0 +1,119 @@
+"""The vectors of an index: their codes, scalars and ids, changed together or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tqcore import scan
+from tqcore.quantizer import Quantizer
+
+from .id_map import IdMap
+from .storage import CodeStorage, removal_moves
+
+__all__ = ["Collection"]
+
+_CHUNK_ROWS = 16384
+
+
+class Collection:
+    """Encoded vectors by position, each under an id. Arguments are checked by the callers.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+    storage : CodeStorage, optional
+        By default empty.
+    id_map : IdMap, optional
+        Of as many vectors as `storage` holds.
+    """
+
+    def __init__(
+        self, quantizer: Quantizer, storage: CodeStorage | None = None, id_map: IdMap | None = None
+    ) -> None:
+        self.quantizer = quantizer
+        self.storage = storage or CodeStorage(quantizer.code_size, quantizer.n_scalars)
+        self.id_map = id_map or IdMap()
+
+    def __len__(self) -> int:
+        return self.storage.n
+
+    def __bool__(self) -> bool:
+        return True
+
+    def nbytes(self) -> int:
+        """Bytes of memory held."""
+        return self.storage.nbytes() + self.id_map.nbytes()
+
+    def copy(self) -> Collection:
+        """Return an independent collection."""
+        return Collection(self.quantizer, self.storage.copy(), self.id_map.copy())
+
+    def add(self, vectors: np.ndarray, ids: np.ndarray | None, threads: int) -> None:
+        """Encode float32 [m, d] and append under `ids`, int64 [m], or under the next positions for None."""
+        encoded = (
+            self.quantizer.encode(vectors[first : first + _CHUNK_ROWS], threads=threads)
+            for first in range(0, len(vectors), _CHUNK_ROWS)
+        )
+        self._append(len(vectors), encoded, ids)
+
+    def add_codes(self, codes: np.ndarray, scalars: np.ndarray, ids: np.ndarray | None) -> None:
+        """Append uint8 [m, code_size] and float32 [m, n_scalars]; ids as for `add`."""
+        self._append(len(codes), iter(((codes, scalars),)), ids)
+
+    def add_collection(self, other: Collection, ids: np.ndarray | None) -> None:
+        """Append the vectors of a collection with the same quantizer; ids as for `add`."""
+        parts = (
+            slice(first, min(first + _CHUNK_ROWS, len(other))) for first in range(0, len(other), _CHUNK_ROWS)
+        )
+        self._append(len(other), ((other.storage.rows(p), other.storage.scalars_at(p)) for p in parts), ids)
+
+    def remove(self, positions: np.ndarray) -> None:
+        """Remove sorted unique `positions`; the last vectors move into the gaps."""
+        if not len(positions):
+            return
+        holes, movers = removal_moves(len(self), positions)
+        self.storage.remove(holes, movers, len(self) - len(positions))
+        self.id_map.remove(positions, holes, movers)
+
+    def positions(self, ids: np.ndarray, name: str) -> np.ndarray:
+        """Return the positions of `ids`, int64 [m]; IndexError names an id that is not present."""
+        positions = self.id_map.find(ids)
+        if len(positions) and positions.min() < 0:
+            unknown = ids[int(np.argmin(positions))]
+            raise IndexError(f"{name} must be in the index, but the id {unknown} is not")
+        return positions
+
+    def decode(self, positions: np.ndarray) -> np.ndarray:
+        """Return the vectors at `positions` as float32 [m, d]."""
+        return self.quantizer.decode(self.storage.rows(positions), self.storage.scalars_at(positions))
+
+    def search(self, queries: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return D and I of `scan.search`; options are metric, mask and threads."""
+        return scan.search(*self._codes(), queries, k, **self._range(), **options)
+
+    def range_search(
+        self, queries: np.ndarray, radius: float, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return lims, D and I of `scan.range_search`; options are metric, mask and threads."""
+        return scan.range_search(*self._codes(), queries, radius, **self._range(), **options)
+
+    def _codes(self) -> tuple[Quantizer, np.ndarray, np.ndarray]:
+        return self.quantizer, self.storage.codes, self.storage.scalars
+
+    def _range(self) -> dict[str, Any]:
+        return {"n": len(self), "ids": self.id_map.stored}
+
+    def _append(
+        self, count: int, encoded: Iterator[tuple[np.ndarray, np.ndarray]], ids: np.ndarray | None
+    ) -> None:
+        start = len(self)
+        self.storage.reserve(start + count)
+        for codes, scalars in encoded:
+            self.storage.write(start, codes, scalars)
+            start += len(codes)
+        # Only now do the rows written count: an error before this point leaves everything as it was.
+        self.id_map.append(count, ids)
+        self.storage.n = start

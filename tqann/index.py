@@ -1,0 +1,386 @@
+"""TurboQuantIndex: FAISS's Index over codes that need no training."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from tqcore.quantizer import Quantizer
+
+from .arguments import check_codes, check_ids, check_integer, check_metric, check_radius, check_vectors
+from .collection import Collection
+from .filters import bitset, find_positions, search_parameters, select
+from .format import MAX_D, quantizer_options
+from .id_map import IdMap
+
+__all__ = ["METRIC_INNER_PRODUCT", "METRIC_L2", "TurboQuantIndex"]
+
+METRIC_INNER_PRODUCT = 0
+METRIC_L2 = 1
+_FLOAT32_MAX = np.finfo(np.float32).max
+
+
+class TurboQuantIndex:
+    """A flat index of compressed vectors with the methods, shapes and conventions of `faiss.Index`.
+
+    Vectors are float arrays [n, d]; integers are refused, as FAISS refuses them. Ids are int64, unique and
+    stable: removing a vector changes no other id, and an id that `add` has given is not given again. Where
+    FAISS's flat indexes renumber on removal and its id maps take an id twice, this one does neither. Every
+    error is raised before anything changes. Searches may run side by side; a change must not run beside
+    anything else.
+
+    Parameters
+    ----------
+    d : int
+        Dimensions, 8 to 65536.
+    bits : float
+        Bits per dimension: 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6 or 8 for "chain", 1 to 8 for "mse" and
+        "prod".
+    metric : str or int
+        "l2" (squared Euclidean distance, smallest first), "ip" (inner product, largest first), "cosine"
+        (inner product of normalised vectors), or FAISS's constant for one of the first two.
+    code, memory, rotation, seed, scale, sketch
+        How vectors become codes; see `tqcore.quantizer.Quantizer`.
+    device : str
+        "cpu".
+    threads : int
+        Threads for encoding and searching; 0 takes TQ_THREADS or all cores.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument outside these rules; the message names it.
+    """
+
+    def __init__(
+        self,
+        d: int,
+        bits: float = 4,
+        metric: str | int = "l2",
+        *,
+        code: str = "chain",
+        memory: int = 2,
+        rotation: str = "hadamard",
+        seed: int = 0,
+        scale: str | None = None,
+        sketch: str = "orthogonal",
+        device: str = "cpu",
+        threads: int = 0,
+    ) -> None:
+        d = check_integer(d, "d", 8, MAX_D)
+        metric = check_metric(metric)
+        threads = check_integer(threads, "threads", 0)
+        if device != "cpu":
+            raise ValueError(
+                f'device must be "cpu", the only one available in this installation, got {device!r}; '
+                "GPU support comes with an extra of its own"
+            )
+        quantizer = Quantizer(
+            d,
+            bits,
+            code,
+            memory=memory,
+            rotation=rotation,
+            seed=seed,
+            scale=scale,
+            sketch=sketch,
+            **quantizer_options(metric),
+        )
+        self._assemble(Collection(quantizer), metric, threads)
+
+    def _assemble(self, vectors: Collection, metric: str, threads: int) -> None:
+        self._vectors = vectors
+        self._metric = metric
+        self.threads = threads
+
+    @classmethod
+    def _from_collection(cls, vectors: Collection, metric: str, threads: int = 0) -> TurboQuantIndex:
+        index = cls.__new__(cls)
+        index._assemble(vectors, metric, threads)
+        return index
+
+    @property
+    def d(self) -> int:
+        """Dimensions of a vector."""
+        return self.quantizer.d
+
+    @property
+    def bits(self) -> float:
+        """Bits per dimension, without scalars."""
+        return self.quantizer.bits
+
+    @property
+    def ntotal(self) -> int:
+        """Number of vectors held."""
+        return len(self._vectors)
+
+    @property
+    def is_trained(self) -> bool:
+        """Always true: the code depends on no data."""
+        return True
+
+    @property
+    def metric(self) -> str:
+        """The metric by name: "l2", "ip" or "cosine"."""
+        return self._metric
+
+    @property
+    def metric_type(self) -> int:
+        """FAISS's constant: METRIC_L2, or METRIC_INNER_PRODUCT for "ip" and "cosine"."""
+        return METRIC_L2 if self._metric == "l2" else METRIC_INNER_PRODUCT
+
+    @property
+    def code_size(self) -> int:
+        """Bytes per vector, the float32 scalars beside the packed code included."""
+        return self.quantizer.code_size + 4 * self.quantizer.n_scalars
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer between vectors and codes; its configuration must not be changed."""
+        return self._vectors.quantizer
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The ids in storage order, a new int64 [ntotal]."""
+        return self._id_map.array()
+
+    def nbytes(self) -> int:
+        """Bytes of memory that vectors and ids take, spare capacity included and a mapped file not."""
+        return self._vectors.nbytes()
+
+    def __len__(self) -> int:
+        return self.ntotal
+
+    def __repr__(self) -> str:
+        return (
+            f"TurboQuantIndex(d={self.d}, bits={self.bits:g}, metric={self._metric!r}, "
+            f"code={self.quantizer.code!r}, ntotal={self.ntotal}, code_size={self.code_size})"
+        )
+
+    def train(self, x: Any) -> None:
+        """Check `x` [n, d] and do nothing: there is nothing to train."""
+        check_vectors(x, "x", self.d)
+
+    def add(self, x: Any) -> None:
+        """Add vectors [n, d] under the next ids: 0, 1, 2, ..., past every id ever in the index."""
+        vectors = check_vectors(x, "x", self.d)
+        self._vectors.add(vectors, self._id_map.fresh(len(vectors)), self.threads)
+
+    def add_with_ids(self, x: Any, ids: Any) -> None:
+        """Add vectors [n, d] under `ids`, integers [n] >= 0, none twice and none in the index yet."""
+        vectors = check_vectors(x, "x", self.d)
+        self._vectors.add(vectors, self._new_ids(ids, len(vectors)), self.threads)
+
+    def search(self, x: Any, k: int, *, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the k best vectors for each query.
+
+        Parameters
+        ----------
+        x : array_like
+            Queries, float [nq, d].
+        k : int
+            At least 1.
+        params : optional
+            SearchParameters, faiss.SearchParameters, or at once the filter (its `sel`): ids, a boolean mask
+            by id, or a faiss.IDSelector.
+
+        Returns
+        -------
+        D : float32 [nq, k]
+            Squared distances (l2) or inner products, best first.
+        I : int64 [nq, k]
+            Ids; equal values come by smaller id. Where fewer than k vectors are left, -1, and in D the
+            largest float32 for l2 or its negative.
+        """
+        queries = check_vectors(x, "x", self.d)
+        k = check_integer(k, "k", 1)
+        options = self._options(params)
+        found = min(k, self.ntotal)
+        worst = _FLOAT32_MAX if self._metric == "l2" else -_FLOAT32_MAX
+        if found == k and len(queries):
+            return self._vectors.search(queries, k, **options)
+        distances = np.full((len(queries), k), worst, dtype=np.float32)
+        labels = np.full((len(queries), k), -1, dtype=np.int64)
+        if found and len(queries):
+            distances[:, :found], labels[:, :found] = self._vectors.search(queries, found, **options)
+        return distances, labels
+
+    def range_search(
+        self, x: Any, radius: float, *, params: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return every vector with a squared distance below `radius` (l2), or an inner product above it.
+
+        Parameters
+        ----------
+        x : array_like
+            Queries, float [nq, d].
+        radius : float
+            Not NaN.
+        params : optional
+            As for `search`.
+
+        Returns
+        -------
+        lims : uint64 [nq + 1]
+            The results of query i are those from lims[i] to lims[i + 1].
+        D, I : float32 and int64 [lims[nq]]
+            As for `search`, best first for each query.
+        """
+        queries = check_vectors(x, "x", self.d)
+        radius = check_radius(radius)
+        options = self._options(params)
+        if not len(queries) or not self.ntotal:
+            return np.zeros(len(queries) + 1, np.uint64), np.zeros(0, np.float32), np.zeros(0, np.int64)
+        lims, distances, labels = self._vectors.range_search(queries, radius, **options)
+        return lims.astype(np.uint64), distances, labels
+
+    def search_and_reconstruct(
+        self, x: Any, k: int, *, params: Any = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return D, I as `search` does, and R, float32 [nq, k, d]: the vectors found, NaN where I is -1."""
+        distances, labels = self.search(x, k, params=params)
+        vectors = np.full((*labels.shape, self.d), np.nan, dtype=np.float32)
+        found = labels >= 0
+        vectors[found] = self._vectors.decode(self._id_map.find(labels[found]))
+        return distances, labels, vectors
+
+    def assign(self, x: Any, k: int = 1) -> np.ndarray:
+        """Return the ids [n, k] of `search` alone."""
+        return self.search(x, k)[1]
+
+    def remove_ids(self, x: Any) -> int:
+        """Remove the vectors that `x` names and return how many they were.
+
+        `x` is integers [m], of which unknown ones and repetitions count nothing, a boolean mask by id, or a
+        faiss.IDSelector. The others keep their ids.
+        """
+        positions = find_positions(x, self._id_map, "x")
+        self._vectors.remove(positions)
+        return len(positions)
+
+    def reconstruct(self, key: int) -> np.ndarray:
+        """Return the vector under the id `key` as decoded, float32 [d]; IndexError if there is none."""
+        key = check_integer(key, "key", 0)
+        return self._vectors.decode(self._vectors.positions(np.array([key]), "key"))[0]
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> np.ndarray:
+        """Return the vectors under the ids n0 to n0 + ni - 1, float32 [ni, d]; -1 stands for ntotal - n0.
+
+        Raises IndexError if one of the ids is not in the index.
+        """
+        n0, ni = check_integer(n0, "n0", 0), check_integer(ni, "ni", -1)
+        if ni == -1:
+            ni = max(self.ntotal - n0, 0)
+        if ni > self.ntotal:
+            raise IndexError(f"ni must be at most ntotal = {self.ntotal}, got {ni}")
+        return self._vectors.decode(self._vectors.positions(n0 + np.arange(ni), "n0 and ni"))
+
+    def reconstruct_batch(self, key: Any) -> np.ndarray:
+        """Return the vectors under the ids `key`, integers [m], as float32 [m, d]; each id must be in the index."""
+        return self._vectors.decode(self._vectors.positions(check_ids(key, "key"), "key"))
+
+    def reset(self) -> None:
+        """Remove every vector; ids start from 0 again."""
+        self._vectors = Collection(self.quantizer)
+
+    def merge_from(self, other: TurboQuantIndex, add_id: int = 0) -> None:
+        """Move the vectors of `other`, an index of the same configuration, into this one and leave it empty.
+
+        Vectors numbered 0, 1, 2, ... by `other.add` alone are numbered on as if added here. Where `other`
+        holds ids of its own (from `add_with_ids`, or left over by a removal), or `add_id` is given, each
+        keeps its id plus `add_id`.
+        """
+        if not isinstance(other, TurboQuantIndex):
+            raise TypeError(f"other must be a TurboQuantIndex, got {type(other).__name__}")
+        if other is self:
+            raise ValueError("other must be another index, got the index itself")
+        if (other._metric, other.quantizer.config()) != (self._metric, self.quantizer.config()):
+            raise ValueError(
+                f"other must have the same metric and code: {self._metric}, {self.quantizer.config()}, "
+                f"got {other._metric}, {other.quantizer.config()}"
+            )
+        add_id = check_integer(add_id, "add_id", -(2**63))
+        if other._id_map.sequential and not add_id:
+            ids = self._id_map.fresh(other.ntotal)
+        else:
+            ids = other.ids
+            if other.ntotal:
+                check_integer(int(ids.min()) + add_id, "smallest id of other plus add_id", 0)
+                check_integer(int(ids.max()) + add_id, "largest id of other plus add_id", 0)
+            ids += add_id
+            self._id_map.check_absent(ids, "ids of other")
+        self._vectors.add_collection(other._vectors, ids)
+        other.reset()
+
+    def sa_code_size(self) -> int:
+        """Return the bytes of one row of `sa_encode`: `code_size`."""
+        return self.code_size
+
+    def sa_encode(self, x: Any) -> np.ndarray:
+        """Return vectors [n, d] as uint8 [n, code_size]: packed code, then float32 scalars, little-endian."""
+        codes, scalars = self.quantizer.encode(check_vectors(x, "x", self.d), threads=self.threads)
+        return np.concatenate([codes, np.ascontiguousarray(scalars, dtype="<f4").view(np.uint8)], axis=1)
+
+    def sa_decode(self, codes: Any) -> np.ndarray:
+        """Return the vectors, float32 [n, d], of rows of `sa_encode`."""
+        return self.quantizer.decode(
+            *check_codes(codes, "codes", self.quantizer.code_size, self.quantizer.n_scalars)
+        )
+
+    def add_sa_codes(self, codes: Any, ids: Any = None) -> None:
+        """Add rows of `sa_encode` of an equally configured index, as `add_with_ids` does, or as `add`."""
+        packed, scalars = check_codes(codes, "codes", self.quantizer.code_size, self.quantizer.n_scalars)
+        count = len(packed)
+        new = self._id_map.fresh(count) if ids is None else self._new_ids(ids, count)
+        self._vectors.add_codes(packed, scalars, new)
+
+    def copy(self) -> TurboQuantIndex:
+        """Return an independent index with the same contents."""
+        return self._from_collection(self._vectors.copy(), self._metric, self.threads)
+
+    __copy__ = copy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TurboQuantIndex:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from .io import to_bytes
+
+        return _unpickle, (to_bytes(self), self.threads)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to a file; see `write_index`."""
+        from .io import write_index
+
+        write_index(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], mmap: bool = False) -> TurboQuantIndex:
+        """Read an index from a file; see `read_index`."""
+        from .io import read_index
+
+        return read_index(path, mmap=mmap)
+
+    @property
+    def _id_map(self) -> IdMap:
+        return self._vectors.id_map
+
+    def _new_ids(self, ids: Any, n: int) -> np.ndarray:
+        checked = check_ids(ids, "ids", n)
+        self._id_map.check_absent(checked, "ids")
+        return checked
+
+    def _options(self, params: Any) -> dict[str, Any]:
+        selector, threads = search_parameters(params, self.threads)
+        mask = None if selector is None else bitset(select(selector, self._id_map, "params"))
+        return {"metric": self._metric, "mask": mask, "threads": threads}
+
+
+def _unpickle(data: bytes, threads: int) -> TurboQuantIndex:
+    from .io import from_bytes
+
+    index = from_bytes(data)
+    index.threads = threads
+    return index

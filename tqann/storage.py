@@ -1,0 +1,156 @@
+"""Where an index keeps its codes: growable blocks in memory, or the read-only rows of a mapped file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tqcore.packing import blocks_for, pack_rows, unpack_rows
+
+__all__ = ["CodeStorage", "grown", "removal_moves"]
+
+_BLOCK = 16
+
+
+def grown(capacity: int, needed: int) -> int:
+    """Return the capacity (a multiple of 16) that replaces `capacity` when `needed` rows must fit.
+
+    Growth by 1/32 keeps the slack within 5% and still copies each row a bounded number of times.
+    """
+    if needed <= capacity:
+        return capacity
+    target = max(needed, capacity + max(capacity // 32, 64))
+    # A large add ends on its own size: slack belongs to the many small ones.
+    if needed - capacity >= 64 and needed >= capacity + capacity // 32:
+        target = needed
+    return -(-target // _BLOCK) * _BLOCK
+
+
+def removal_moves(n: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (holes, movers): the gaps that sorted unique `positions` leave, and the rows to fill them."""
+    left = n - len(positions)
+    split = int(np.searchsorted(positions, left))
+    stays = np.ones(n - left, dtype=bool)
+    stays[positions[split:] - left] = False
+    return positions[:split], np.flatnonzero(stays) + left
+
+
+class CodeStorage:
+    """Codes and scalars of n vectors, by position.
+
+    Parameters
+    ----------
+    code_size : int
+        Bytes of one code, without scalars.
+    n_scalars : int
+        float32 values beside each code.
+    rows, scalars : ndarray, optional
+        Read-only uint8 [n, code_size] and float32 [n_scalars, n] of a mapped file. They are searched where
+        they are, and copied into memory by the first change, which never reaches the file.
+    """
+
+    def __init__(
+        self,
+        code_size: int,
+        n_scalars: int,
+        rows: np.ndarray | None = None,
+        scalars: np.ndarray | None = None,
+    ) -> None:
+        self.code_size = code_size
+        self.n = 0 if rows is None else len(rows)
+        self._rows = rows
+        self._blocks = np.zeros(blocks_for(0, code_size), dtype=np.uint32)
+        self._scalars = np.zeros((n_scalars, 0), dtype=np.float32) if scalars is None else scalars
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the codes are still those of a file."""
+        return self._rows is not None
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The uint32 blocks [nb, words, 16], room for n rows or more, or the mapped uint8 [n, code_size]."""
+        return self._blocks if self._rows is None else self._rows
+
+    @property
+    def scalars(self) -> np.ndarray:
+        """float32 [n_scalars, capacity], of which the first n columns are in use."""
+        return self._scalars
+
+    def nbytes(self) -> int:
+        """Bytes of memory held, spare capacity included; pages of a mapped file are not counted."""
+        return 0 if self.mapped else self._blocks.nbytes + self._scalars.nbytes
+
+    def rows(self, positions: np.ndarray | slice) -> np.ndarray:
+        """Return the codes at `positions` (int64 [m], or slice(start, stop)) as uint8 [m, code_size]."""
+        if self._rows is not None:
+            return np.ascontiguousarray(self._rows[positions])
+        return unpack_rows(self._blocks, positions, self.code_size)
+
+    def scalars_at(self, positions: np.ndarray | slice) -> np.ndarray:
+        """Return the scalars at `positions` as float32 [m, n_scalars]."""
+        return np.ascontiguousarray(self._scalars[:, positions].T)
+
+    def reserve(self, needed: int) -> None:
+        """Make room for `needed` rows in memory; the vectors held do not change."""
+        if self._rows is not None:
+            self._own(needed)
+        capacity = self._scalars.shape[1]
+        if needed > capacity:
+            self._resize(grown(capacity, needed))
+
+    def write(self, start: int, codes: np.ndarray, scalars: np.ndarray | None = None) -> None:
+        """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at reserved rows from `start` on.
+
+        Rows past n become part of the storage when `n` is set to include them.
+        """
+        pack_rows(self._blocks, start, codes)
+        if scalars is not None:
+            self._scalars[:, start : start + len(codes)] = scalars.T
+
+    def remove(self, holes: np.ndarray, movers: np.ndarray, n: int) -> None:
+        """Move the rows `movers` into `holes` and keep the first `n`; see `removal_moves`."""
+        if self._rows is not None:
+            self._own(self.n)
+        if len(holes):
+            moved = self._blocks[movers // _BLOCK, :, movers % _BLOCK]
+            self._blocks[holes // _BLOCK, :, holes % _BLOCK] = moved
+            self._scalars[:, holes] = self._scalars[:, movers]
+        self.n = n
+        capacity = self._scalars.shape[1]
+        if capacity > 1024 and n < capacity // 2:
+            self._resize(grown(0, n + n // 32 + 64))
+
+    def copy(self) -> CodeStorage:
+        """Return an independent storage; a mapped one shares the read-only map."""
+        if self._rows is not None:
+            return CodeStorage(self.code_size, len(self._scalars), self._rows, self._scalars)
+        other = CodeStorage(self.code_size, len(self._scalars))
+        blocks = blocks_for(self.n, self.code_size)[0]
+        other._blocks = self._blocks[:blocks].copy()
+        other._scalars = self._scalars[:, : blocks * _BLOCK].copy()
+        other.n = self.n
+        return other
+
+    def _own(self, needed: int) -> None:
+        rows, scalars, n = self._rows, self._scalars, self.n
+        owned = CodeStorage(self.code_size, len(scalars))
+        owned._resize(grown(0, max(needed, n)))
+        for start in range(0, n, 65536):
+            stop = min(start + 65536, n)
+            owned.write(start, np.ascontiguousarray(rows[start:stop]), scalars[:, start:stop].T)
+        self._rows, self._blocks, self._scalars = None, owned._blocks, owned._scalars
+
+    def _resize(self, capacity: int) -> None:
+        shape = blocks_for(capacity, self.code_size)
+        kept = min(capacity, self._scalars.shape[1])
+        scalars = np.zeros((len(self._scalars), capacity), dtype=np.float32)
+        scalars[:, :kept] = self._scalars[:, :kept]
+        try:
+            # The allocator often extends in place; it refuses while a search still reads the blocks.
+            self._blocks.resize(shape)
+        except ValueError:
+            blocks = np.zeros(shape, dtype=np.uint32)
+            shared = min(shape[0], len(self._blocks))
+            blocks[:shared] = self._blocks[:shared]
+            self._blocks = blocks
+        self._scalars = scalars
