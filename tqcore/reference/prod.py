@@ -7,7 +7,7 @@ import numpy as np
 from tqcore.reference.mse import mse_decode, mse_encode
 from tqcore.reference.rotation import dot, gaussian_matrix, hadamard_rotate, hadamard_signs
 
-__all__ = ["prod_decode", "prod_encode", "residual_constant", "sketch_matrix"]
+__all__ = ["prod_decode", "prod_encode", "project", "residual_constant", "sketch_matrix"]
 
 
 def sketch_matrix(d, sketch, seed):
@@ -16,6 +16,14 @@ def sketch_matrix(d, sketch, seed):
         return gaussian_matrix(d, seed, 2)
     rows = hadamard_rotate(np.eye(d, dtype=np.float32), hadamard_signs(d, seed, 3))
     return math.sqrt(d) * rows.T.astype(np.float64)
+
+
+def project(rows, sketch, seed):
+    """Sketched rows S r, float32 [n, d], of float32 [n, d]: in float64, or in float32 as a rotation."""
+    d = rows.shape[1]
+    if sketch == "gaussian":
+        return (rows.astype(np.float64) @ gaussian_matrix(d, seed, 2).T).astype(np.float32)
+    return hadamard_rotate(rows, hadamard_signs(d, seed, 3)) * np.float32(math.sqrt(d))
 
 
 def residual_constant(d, sketch):
@@ -59,11 +67,8 @@ def prod_encode(y, centroids, sketch, seed):
     else:
         index = mse_encode(y, centroids)
         residual = y - mse_decode(index, centroids)
-    if sketch == "gaussian":
-        projected = residual.astype(np.float64) @ gaussian_matrix(d, seed, 2).T
-    else:
-        projected = hadamard_rotate(residual, hadamard_signs(d, seed, 3))
-    return index, projected >= 0, residual_constant(d, sketch) * np.sqrt(dot(residual, residual))
+    positive = project(residual, sketch, seed) >= 0
+    return index, positive, residual_constant(d, sketch) * np.sqrt(dot(residual, residual))
 
 
 def prod_decode(index, positive, residual_scale, centroids, sketch, seed):

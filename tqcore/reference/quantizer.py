@@ -130,8 +130,7 @@ class Quantizer:
             parts = [(rotated, self.decode_rotated(codes))]
         else:
             yhat, z = self.prod_parts(codes)
-            sketched = rotated.astype(np.float64) @ prod.sketch_matrix(self.d, self.sketch, self.seed).T
-            parts = [(rotated, yhat), (sketched.astype(np.float32), z)]
+            parts = [(rotated, yhat), (prod.project(rotated, self.sketch, self.seed), z)]
         return scan.score(q, parts, scalars, metric)
 
     def _prod_parts(self, y):

@@ -105,7 +105,7 @@ def _hadamard(y):
     n, p = y.shape
     stride = 1
     while stride < p:
-        pairs = y.reshape(n, -1, 2, stride)
+        pairs = y.reshape(n, p // (2 * stride), 2, stride)
         a, b = pairs[:, :, 0], pairs[:, :, 1]
         y = np.stack([a + b, a - b], axis=2).reshape(n, p)
         stride *= 2

@@ -63,7 +63,7 @@ def score(q, parts, scalars, metric):
 
 
 def search(scores, k, metric, ids=None, mask=None):
-    """Best `k` rows of each query, equal distances by id, padded as FAISS pads.
+    """Best `k` rows of each query, equal scores by id, padded as FAISS pads.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def search(scores, k, metric, ids=None, mask=None):
     nq = len(scores)
     distances = np.full((nq, k), _WORST if metric == "l2" else -_WORST, dtype=np.float32)
     labels = np.full((nq, k), -1, dtype=np.int64)
-    for row, (best, names) in enumerate(_ranked(scores, metric, ids, mask)):
+    for row, (best, names) in enumerate(_ranked(scores, metric, ids, mask, np.float64)):
         count = min(k, len(best))
         distances[row, :count], labels[row, :count] = best[:count], names[:count]
     return distances, labels
@@ -97,7 +97,7 @@ def search(scores, k, metric, ids=None, mask=None):
 def range_search(scores, radius, metric, ids=None, mask=None):
     """Rows strictly better than `radius`, best first by query: (lims int64 [nq + 1], D float32, I int64)."""
     lims, distances, labels = [0], [np.zeros(0, dtype=np.float32)], [np.zeros(0, dtype=np.int64)]
-    for best, names in _ranked(scores, metric, ids, mask):
+    for best, names in _ranked(scores, metric, ids, mask, np.float32):
         inside = best < np.float32(radius) if metric == "l2" else best > np.float32(radius)
         distances.append(best[inside])
         labels.append(names[inside])
@@ -105,13 +105,14 @@ def range_search(scores, radius, metric, ids=None, mask=None):
     return np.array(lims, dtype=np.int64), np.concatenate(distances), np.concatenate(labels)
 
 
-def _ranked(scores, metric, ids, mask):
-    """For each query, float32 distances best first and their ids, ordered as the distances returned are."""
+def _ranked(scores, metric, ids, mask, precision):
+    """For each query, float32 distances best first and their ids; scores equal at `precision` go by id."""
     ids = np.arange(scores.shape[1]) if ids is None else np.asarray(ids)
     keep = np.ones(scores.shape[1], dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
-    for row in scores:
-        distance = _rounded(np.maximum(row[keep], 0.0) if metric == "l2" else row[keep])
-        order = np.lexsort((ids[keep], distance if metric == "l2" else -distance))
+    for row in scores[:, keep]:
+        distance = _rounded(np.maximum(row, 0.0) if metric == "l2" else row)
+        key = row if precision is np.float64 else distance
+        order = np.lexsort((ids[keep], key if metric == "l2" else -key))
         yield distance[order], ids[keep][order].astype(np.int64)
 
 
