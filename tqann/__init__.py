@@ -5,6 +5,8 @@ from .format import IndexFileError
 from .index import METRIC_INNER_PRODUCT, METRIC_L2, TurboQuantIndex
 from .io import read_index, write_index
 
+__version__: str
+
 __all__ = [
     "METRIC_INNER_PRODUCT",
     "METRIC_L2",

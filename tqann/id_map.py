@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
+
+from tqcore import _core
 
 from .storage import grown
 
 __all__ = ["IdMap"]
 
 _INT64_MAX = np.iinfo(np.int64).max
-_DICT_ENTRY_BYTES = 64  # two int objects beside the table that sys.getsizeof counts
 
 
 class IdMap:
@@ -30,7 +29,7 @@ class IdMap:
     def __init__(self, n: int = 0, ids: np.ndarray | None = None, next_id: int | None = None) -> None:
         self.n = n
         self._ids = ids
-        self._positions: dict[int, int] | None = None
+        self._positions: _core.Int64Map | None = None
         if next_id is None:
             next_id = n if ids is None else int(ids.max(initial=-1)) + 1
         self.next_id = next_id
@@ -53,7 +52,7 @@ class IdMap:
         """Bytes of memory held; the reverse map, built by the first look-up of a stored id, is included."""
         held = 0 if self._ids is None or not self._ids.flags.writeable else self._ids.nbytes
         if self._positions is not None:
-            held += sys.getsizeof(self._positions) + _DICT_ENTRY_BYTES * len(self._positions)
+            held += self._positions.nbytes
         return held
 
     def find(self, ids: np.ndarray) -> np.ndarray:
@@ -61,9 +60,10 @@ class IdMap:
         if self._ids is None:
             return np.where((ids >= 0) & (ids < self.n), ids, -1)
         if self._positions is None:
-            self._positions = dict(zip(self._ids[: self.n].tolist(), range(self.n), strict=True))
-        get = self._positions.get
-        return np.fromiter((get(i, -1) for i in ids.tolist()), dtype=np.int64, count=len(ids))
+            positions = _core.Int64Map()
+            positions.set(self._ids[: self.n], np.arange(self.n, dtype=np.int64))
+            self._positions = positions
+        return self._positions.get(ids)
 
     def fresh(self, count: int) -> np.ndarray | None:
         """Return the next `count` automatic ids, None where they are the next positions; assigns nothing."""
@@ -86,46 +86,42 @@ class IdMap:
     def append(self, count: int, ids: np.ndarray | None) -> None:
         """Give the next `count` positions `ids` (checked int64 [count]), or, for None, their positions."""
         start, stop = self.n, self.n + count
-        if ids is None and self._ids is not None:
-            ids = np.arange(start, stop, dtype=np.int64)
-        if ids is not None and self._ids is None and not np.array_equal(ids, np.arange(start, stop)):
-            self._materialise()
-        if self._ids is not None:
-            self._reserve(stop)
-            self._ids[start:stop] = ids
+        positions = np.arange(start, stop, dtype=np.int64)
+        if ids is None:
+            ids = positions
+        if self._ids is not None or not np.array_equal(ids, positions):
+            self._owned(stop)[start:stop] = ids
             if self._positions is not None:
-                self._positions.update(zip(ids.tolist(), range(start, stop), strict=True))
+                self._positions.set(ids, positions)
         self.n = stop
         if count:
-            self.next_id = max(self.next_id, stop if ids is None else int(ids.max()) + 1)
+            self.next_id = max(self.next_id, int(ids.max()) + 1)
 
     def remove(self, positions: np.ndarray, holes: np.ndarray, movers: np.ndarray) -> None:
         """Remove the ids at `positions` and move those at `movers` to `holes` (`storage.removal_moves`)."""
         left = self.n - len(positions)
-        if self._ids is None and len(holes):
-            self._materialise()
-        if self._ids is not None:
-            self._reserve(self.n)
-            moved = self._ids[movers]
+        if self._ids is not None or len(holes):
+            ids = self._owned(self.n)
+            moved = ids[movers]
             if self._positions is not None:
-                for gone in self._ids[positions].tolist():
-                    del self._positions[gone]
-                self._positions.update(zip(moved.tolist(), holes.tolist(), strict=True))
-            self._ids[holes] = moved
-            if len(self._ids) > 1024 and left < len(self._ids) // 2:
-                self._ids = self._ids[: grown(0, left + left // 32 + 64)].copy()
+                for gone in ids[positions].tolist():
+                    self._positions.erase(gone)
+                self._positions.set(moved, holes)
+            ids[holes] = moved
+            if len(ids) > 1024 and left < len(ids) // 2:
+                self._ids = ids[: grown(0, left + left // 32 + 64)].copy()
         self.n = left
 
     def copy(self) -> IdMap:
         """Return an independent map."""
         return IdMap(self.n, None if self._ids is None else self._ids[: self.n].copy(), self.next_id)
 
-    def _materialise(self) -> None:
-        self._ids = np.arange(self.n, dtype=np.int64)
-
-    def _reserve(self, needed: int) -> None:
-        if needed <= len(self._ids) and self._ids.flags.writeable:
-            return
-        ids = np.empty(grown(len(self._ids), needed), dtype=np.int64)
-        ids[: self.n] = self._ids[: self.n]
+    def _owned(self, needed: int) -> np.ndarray:
+        """The stored ids, made or copied where they must be, with room for `needed`."""
+        ids = np.arange(self.n, dtype=np.int64) if self._ids is None else self._ids
+        if needed > len(ids) or not ids.flags.writeable:
+            kept = ids[: self.n]
+            ids = np.empty(grown(len(ids), needed), dtype=np.int64)
+            ids[: self.n] = kept
         self._ids = ids
+        return ids

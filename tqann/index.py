@@ -278,7 +278,7 @@ class TurboQuantIndex:
         return self._vectors.decode(self._vectors.positions(n0 + np.arange(ni), "n0 and ni"))
 
     def reconstruct_batch(self, key: Any) -> np.ndarray:
-        """Return the vectors under the ids `key`, integers [m], as float32 [m, d]; each id must be in the index."""
+        """Return the vectors under the ids `key`, integers [m], as float32 [m, d], or raise IndexError."""
         return self._vectors.decode(self._vectors.positions(check_ids(key, "key"), "key"))
 
     def reset(self) -> None:
