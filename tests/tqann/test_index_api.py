@@ -23,10 +23,11 @@ def same(a, b):
         np.testing.assert_array_equal(left, right)
 
 
-def test_import_takes_numpy_alone():
+def test_import_takes_numpy_alone(tmp_path):
     heavy = ("faiss", "torch", "scipy", "importlib.metadata")
     code = f"import sys, tqann; print([m for m in {heavy} if m in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 
 
