@@ -12,7 +12,8 @@ All integers are little-endian.
     checksums -              sections, each starting at the next multiple of 64 after zero bytes; the last one
     ends the file
 
-Sections: codes, uint8 [ntotal, code_size]; scalars, float32 [n_scalars, ntotal]; ids, int64 [ntotal], present
+Sections: plan, float32, the arrays of the calibrated plan in the order of `Plan.arrays`, present only for one;
+codes, uint8 [ntotal, code_size]; scalars, float32 [n_scalars, ntotal]; ids, int64 [ntotal], present
 only where some id is not its position. `checksums` holds the CRC-32 of each section present, as eight
 hexadecimal digits.
 """
@@ -20,18 +21,22 @@ hexadecimal digits.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
+from tqcore.config import MAX_D, ChainLayout
+from tqcore.plan import Plan
 from tqcore.quantizer import Quantizer
+
+from .planning import PLANS
 
 __all__ = ["Header", "IndexFileError", "pack_header", "parse_header", "quantizer_options"]
 
 MAGIC = b"\x93TQANN\r\n"
 VERSION = 1
-MAX_D = 65536
 _PREFIX = struct.Struct("<8sIIII")
 _MAX_HEADER = 1 << 20
 _ALIGN = 64
@@ -49,18 +54,36 @@ def quantizer_options(metric: str) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Header:
-    """Everything in an index file but its sections; `checksums` maps their names to CRC-32."""
+    """Everything in an index file but its sections.
+
+    `quantizer` is without its plan, of which `plan` is the description; `checksums` maps section names to CRC-32.
+    """
 
     quantizer: Quantizer
+    plan: dict[str, Any] | None
+    planning: dict[str, Any]
     metric: str
     ntotal: int
     next_id: int
     checksums: dict[str, int]
 
+    @property
+    def code_size(self) -> int:
+        """Bytes of a packed code."""
+        if self.plan is None:
+            return self.quantizer.code_size
+        return sum(ChainLayout(dims, bits).code_size for dims, bits, _ in self.plan["segments"])
+
+    @property
+    def plan_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the arrays in the section `plan`, in file order."""
+        return {} if self.plan is None else Plan.shapes(self.quantizer.d, self.plan)
+
     def sections(self, end: int) -> dict[str, tuple[int, int]]:
         """Return name -> (offset, bytes) of each section in file order, for a header that ends at `end`."""
         sizes = {
-            "codes": self.ntotal * self.quantizer.code_size,
+            "plan": 4 * sum(math.prod(shape) for shape in self.plan_shapes.values()),
+            "codes": self.ntotal * self.code_size,
             "scalars": self.ntotal * self.quantizer.n_scalars * 4,
             "ids": self.ntotal * 8,
         }
@@ -75,7 +98,8 @@ class Header:
 def pack_header(header: Header) -> bytes:
     """Return the prefix and the JSON header; its length does not depend on the values of the checksums."""
     fields = {
-        "quantizer": header.quantizer.config(),
+        "quantizer": header.quantizer.config() | {"plan": header.plan},
+        "planning": header.planning,
         "metric": header.metric,
         "ntotal": header.ntotal,
         "next_id": header.next_id,
@@ -118,7 +142,7 @@ def _validated(text: bytes) -> Header:
     except (ValueError, RecursionError) as error:
         raise IndexFileError(f"header is not JSON: {error}") from error
     _require(isinstance(fields, dict), "header must be an object", fields)
-    names = {"quantizer", "metric", "ntotal", "next_id", "checksums"}
+    names = {"quantizer", "planning", "metric", "ntotal", "next_id", "checksums"}
     _require(fields.keys() == names, f"header fields must be {sorted(names)}", sorted(fields))
     metric, ntotal, next_id = fields["metric"], fields["ntotal"], fields["next_id"]
     _require(metric in ("l2", "ip", "cosine"), "metric must be l2, ip or cosine", metric)
@@ -127,12 +151,21 @@ def _validated(text: bytes) -> Header:
         type(next_id) is int and 0 <= next_id <= _INT64_MAX + 1, "next_id must be an integer >= 0", next_id
     )
     _require(next_id >= ntotal, f"next_id must be at least ntotal, {ntotal}", next_id)
-    return Header(
-        _quantizer(fields["quantizer"], metric), metric, ntotal, next_id, _checksums(fields["checksums"])
-    )
+    quantizer, plan = _quantizer(fields["quantizer"], metric)
+    checksums = _checksums(fields["checksums"], plan is not None)
+    return Header(quantizer, plan, _planning(fields["planning"]), metric, ntotal, next_id, checksums)
 
 
-def _quantizer(config: Any, metric: str) -> Quantizer:
+def _planning(fields: Any) -> dict[str, Any]:
+    _require(isinstance(fields, dict) and fields.keys() == {"mode", "error", "baseline"}, "unknown planning", fields)
+    _require(fields["mode"] in PLANS, f"planning.mode must be one of {PLANS}", fields["mode"])
+    for name in ("error", "baseline"):
+        value = fields[name]
+        _require(type(value) is float and 0 <= value < math.inf, f"planning.{name} must be a number >= 0", value)
+    return fields
+
+
+def _quantizer(config: Any, metric: str) -> tuple[Quantizer, dict[str, Any] | None]:
     _require(isinstance(config, dict), "quantizer must be an object", config)
     d = config.get("d")
     _require(type(d) is int and 8 <= d <= MAX_D, f"quantizer.d must be an integer from 8 to {MAX_D}", d)
@@ -140,21 +173,25 @@ def _quantizer(config: Any, metric: str) -> Quantizer:
         _require(
             config.get(name) is value, f"quantizer.{name} must be {value} for {metric}", config.get(name)
         )
+    plan = config.get("plan")
+    oblivious = config | {"plan": None}
     try:
-        quantizer = Quantizer.from_config(config)
+        quantizer = Quantizer.from_config(oblivious)
+        if plan is not None:
+            quantizer.check_plannable()
+            Plan.shapes(d, plan)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise IndexFileError(f"quantizer is not one this version knows: {error}") from error
     # Written out once more it must be the same, so that no unknown or mistyped field passes unseen.
-    same = json.dumps(quantizer.config(), sort_keys=True) == json.dumps(config, sort_keys=True)
-    _require(same, f"quantizer must be as written, {quantizer.config()}", config)
-    return quantizer
+    same = json.dumps(quantizer.config(), sort_keys=True) == json.dumps(oblivious, sort_keys=True)
+    _require(same and "plan" in config, f"quantizer must be as written, {quantizer.config()}", config)
+    return quantizer, plan
 
 
-def _checksums(fields: Any) -> dict[str, int]:
+def _checksums(fields: Any, planned: bool) -> dict[str, int]:
     _require(isinstance(fields, dict), "checksums must be an object", fields)
-    _require(
-        list(fields) in (["codes", "scalars"], ["codes", "scalars", "ids"]), "unknown sections", list(fields)
-    )
+    first = (["plan"] if planned else []) + ["codes", "scalars"]
+    _require(list(fields) in (first, [*first, "ids"]), "unknown sections", list(fields))
     for name, text in fields.items():
         valid = isinstance(text, str) and len(text) == 8 and all(c in "0123456789abcdef" for c in text)
         _require(valid, f"checksums.{name} must be eight hexadecimal digits", text)

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from tqcore.config import MAX_D
+from tqcore.plan import Plan
 from tqcore.quantizer import Quantizer
 
 from .arguments import check_codes, check_ids, check_integer, check_metric, check_radius, check_vectors
 from .collection import Collection
 from .filters import bitset, find_positions, search_parameters, select
-from .format import MAX_D, quantizer_options
+from .format import quantizer_options
 from .id_map import IdMap
+from .planning import PLANS, Planner
 
 __all__ = ["METRIC_INNER_PRODUCT", "METRIC_L2", "TurboQuantIndex"]
 
@@ -43,6 +46,10 @@ class TurboQuantIndex:
         (inner product of normalised vectors), or FAISS's constant for one of the first two.
     code, memory, rotation, seed, scale, sketch
         How vectors become codes; see `tqcore.quantizer.Quantizer`.
+    plan : str
+        "oblivious": the code depends on no data. "calibrated": the first batch added (or `calibrate`) gives mean and
+        second moments, and bits go where they save most. "auto": the same if the first batch is large enough for it
+        (`tqann.planning.auto_rows`: 4 d vectors and at least 1,000), oblivious otherwise. For "chain" codes.
     device : str
         "cpu".
     threads : int
@@ -66,6 +73,7 @@ class TurboQuantIndex:
         seed: int = 0,
         scale: str | None = None,
         sketch: str = "orthogonal",
+        plan: str = "oblivious",
         device: str = "cpu",
         threads: int = 0,
     ) -> None:
@@ -88,17 +96,24 @@ class TurboQuantIndex:
             sketch=sketch,
             **quantizer_options(metric),
         )
-        self._assemble(Collection(quantizer), metric, threads)
+        if plan not in PLANS:
+            raise ValueError(f"plan must be one of {', '.join(map(repr, PLANS))}, got {plan!r}")
+        if plan != "oblivious":
+            quantizer.check_plannable()
+        self._assemble(Collection(quantizer), metric, Planner(plan), threads)
 
-    def _assemble(self, vectors: Collection, metric: str, threads: int) -> None:
+    def _assemble(self, vectors: Collection, metric: str, planner: Planner, threads: int) -> None:
         self._vectors = vectors
+        self._planner = planner
         self._metric = metric
         self.threads = threads
 
     @classmethod
-    def _from_collection(cls, vectors: Collection, metric: str, threads: int = 0) -> TurboQuantIndex:
+    def _from_collection(
+        cls, vectors: Collection, metric: str, planner: Planner, threads: int = 0
+    ) -> TurboQuantIndex:
         index = cls.__new__(cls)
-        index._assemble(vectors, metric, threads)
+        index._assemble(vectors, metric, planner, threads)
         return index
 
     @property
@@ -142,6 +157,20 @@ class TurboQuantIndex:
         return self._vectors.quantizer
 
     @property
+    def plan(self) -> Plan | None:
+        """The calibrated plan in use; None while the code is oblivious."""
+        return self.quantizer.plan
+
+    @property
+    def drift(self) -> float:
+        """How well the plan fits what was added: its expected squared error over the oblivious code's.
+
+        Below 1 the plan helps; above 1 it does harm, and a batch of such vectors raises a `DriftWarning`, once. NaN
+        without a plan. One vector in 16 is looked at.
+        """
+        return self._planner.drift
+
+    @property
     def ids(self) -> np.ndarray:
         """The ids in storage order, a new int64 [ntotal]."""
         return self._id_map.array()
@@ -163,15 +192,48 @@ class TurboQuantIndex:
         """Check `x` [n, d] and do nothing: there is nothing to train."""
         check_vectors(x, "x", self.d)
 
+    def calibrate(self, sample: Any, queries: Any = None) -> None:
+        """Fix the plan from a sample of the vectors to come, [n, d] with n >= 2, before the first one is added.
+
+        With `queries` [m, d] like those to come, the expected error of their inner products is minimised. One pass
+        over the sample, no iterations; more than 65,536 rows are thinned out evenly. Raises RuntimeError once the
+        index holds vectors.
+        """
+        if self.ntotal:
+            raise RuntimeError(f"calibrate must come before the first add; the index holds {self.ntotal} vectors")
+        vectors = check_vectors(sample, "sample", self.d)
+        if len(vectors) < 2:
+            raise ValueError(f"sample must have at least 2 vectors, got {len(vectors)}")
+        asked = None if queries is None else check_vectors(queries, "queries", self.d)
+        if asked is not None and not len(asked):
+            raise ValueError("queries must have at least 1 vector, got none")
+        self.quantizer.check_plannable()
+        self._replan(self._planner.calibrated(self.quantizer, vectors, asked))
+
     def add(self, x: Any) -> None:
         """Add vectors [n, d] under the next ids: 0, 1, 2, ..., past every id ever in the index."""
         vectors = check_vectors(x, "x", self.d)
-        self._vectors.add(vectors, self._id_map.fresh(len(vectors)), self.threads)
+        self._add(vectors, self._id_map.fresh(len(vectors)))
 
     def add_with_ids(self, x: Any, ids: Any) -> None:
         """Add vectors [n, d] under `ids`, integers [n] >= 0, none twice and none in the index yet."""
         vectors = check_vectors(x, "x", self.d)
-        self._vectors.add(vectors, self._new_ids(ids, len(vectors)), self.threads)
+        self._add(vectors, self._new_ids(ids, len(vectors)))
+
+    def _add(self, vectors: np.ndarray, ids: np.ndarray | None) -> None:
+        quantizer = self._planner.before_add(self.quantizer, vectors, not self.ntotal)
+        before = self._vectors
+        if quantizer is not self.quantizer:
+            self._replan(quantizer)
+        try:
+            self._vectors.add(vectors, ids, self.threads)
+        except BaseException:
+            self._vectors = before
+            raise
+        self._planner.observe(self.quantizer, vectors)
+
+    def _replan(self, quantizer: Quantizer) -> None:
+        self._vectors = Collection(quantizer, id_map=self._id_map)
 
     def search(self, x: Any, k: int, *, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best vectors for each query.
@@ -296,9 +358,9 @@ class TurboQuantIndex:
             raise TypeError(f"other must be a TurboQuantIndex, got {type(other).__name__}")
         if other is self:
             raise ValueError("other must be another index, got the index itself")
-        if (other._metric, other.quantizer.config()) != (self._metric, self.quantizer.config()):
+        if other._metric != self._metric or not other.quantizer.same_as(self.quantizer):
             raise ValueError(
-                f"other must have the same metric and code: {self._metric}, {self.quantizer.config()}, "
+                f"other must have the same metric, code and plan: {self._metric}, {self.quantizer.config()}, "
                 f"got {other._metric}, {other.quantizer.config()}"
             )
         add_id = check_integer(add_id, "add_id", -(2**63))
@@ -338,7 +400,7 @@ class TurboQuantIndex:
 
     def copy(self) -> TurboQuantIndex:
         """Return an independent index with the same contents."""
-        return self._from_collection(self._vectors.copy(), self._metric, self.threads)
+        return self._from_collection(self._vectors.copy(), self._metric, self._planner.copy(), self.threads)
 
     __copy__ = copy
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import secrets
 import stat
@@ -12,10 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from tqcore.plan import Plan
+
 from .collection import Collection
 from .format import Header, IndexFileError, pack_header, parse_header
 from .id_map import IdMap
 from .index import TurboQuantIndex
+from .planning import Planner
 from .storage import CodeStorage
 
 __all__ = ["from_bytes", "read_index", "to_bytes", "write_index"]
@@ -108,11 +112,27 @@ class _Descriptor:
 
 def _write(index: TurboQuantIndex, file: Any) -> None:
     storage, ids = index._vectors.storage, index._vectors.id_map.stored
-    checksums = dict.fromkeys(["codes", "scalars"] + (["ids"] if ids is not None else []), 0)
-    header = Header(index.quantizer, index.metric, storage.n, index._vectors.id_map.next_id, checksums)
+    plan, planner = index.quantizer.plan, index._planner
+    names = (["plan"] if plan else []) + ["codes", "scalars"] + (["ids"] if ids is not None else [])
+    checksums = dict.fromkeys(names, 0)
+    header = Header(
+        index.quantizer.with_plan(None) if plan else index.quantizer,
+        plan.describe() if plan else None,
+        {"mode": planner.mode, "error": planner.error, "baseline": planner.baseline},
+        index.metric,
+        storage.n,
+        index._vectors.id_map.next_id,
+        checksums,
+    )
     end = len(pack_header(header))
     file.write(bytes(end))
-    data = {"codes": _code_chunks(storage), "scalars": _scalar_chunks(storage), "ids": iter((ids,))}
+    arrays = plan.arrays().values() if plan else ()
+    data = {
+        "plan": (np.ascontiguousarray(array, dtype="<f4") for array in arrays),
+        "codes": _code_chunks(storage), 
+        "scalars": _scalar_chunks(storage),
+        "ids": iter((ids,)),
+    }
     for name, (offset, size) in header.sections(end).items():
         file.write(bytes(offset - end))
         checksum = 0
@@ -143,31 +163,34 @@ def _scalar_chunks(storage: CodeStorage) -> Iterator[np.ndarray]:
 
 def _read(file: Any, size: int) -> TurboQuantIndex:
     header, places = parse_header(file, size)
-    quantizer, n = header.quantizer, header.ntotal
-    position = file.tell()
-    storage = CodeStorage(quantizer.code_size, quantizer.n_scalars)
+    n, n_scalars = header.ntotal, header.quantizer.n_scalars
+    storage = CodeStorage(header.code_size, n_scalars)
     storage.reserve(n)
-    _check_padding(_exactly(file, places["codes"][0] - position))
-    step, checksum = _chunk_rows(quantizer.code_size), 0
-    for start in range(0, n, step):
-        rows = min(step, n - start)
-        data = _exactly(file, rows * quantizer.code_size)
-        checksum = zlib.crc32(data, checksum)
-        storage.write(start, np.frombuffer(data, dtype=np.uint8).reshape(rows, -1))
-    _compare("codes", checksum, header)
+    end = file.tell()
     sections = {}
-    end = sum(places["codes"])
-    for name in list(places)[1:]:
-        offset, length = places[name]
+    for name, (offset, length) in places.items():
         _check_padding(_exactly(file, offset - end))
-        data = _exactly(file, length)
-        _compare(name, zlib.crc32(data), header)
-        sections[name] = data
+        if name == "codes":
+            checksum = _read_codes(file, storage, n)
+        else:
+            sections[name] = _exactly(file, length)
+            checksum = zlib.crc32(sections[name])
+        _compare(name, checksum, header)
         end = offset + length
-    storage.scalars[:, :n] = np.frombuffer(sections["scalars"], dtype="<f4").reshape(quantizer.n_scalars, n)
+    storage.scalars[:, :n] = np.frombuffer(sections["scalars"], dtype="<f4").reshape(n_scalars, n)
     storage.n = n
     ids = np.frombuffer(sections["ids"], dtype="<i8") if "ids" in sections else None
-    return _checked(header, storage, ids)
+    return _checked(header, storage, ids, np.frombuffer(sections.get("plan", b""), dtype="<f4"))
+
+
+def _read_codes(file: Any, storage: CodeStorage, n: int) -> int:
+    step, checksum = _chunk_rows(storage.code_size), 0
+    for start in range(0, n, step):
+        rows = min(step, n - start)
+        data = _exactly(file, rows * storage.code_size)
+        checksum = zlib.crc32(data, checksum)
+        storage.write(start, np.frombuffer(data, dtype=np.uint8).reshape(rows, -1))
+    return checksum
 
 
 def _map(file: Any, size: int, verify: bool) -> TurboQuantIndex:
@@ -175,24 +198,29 @@ def _map(file: Any, size: int, verify: bool) -> TurboQuantIndex:
     end = file.tell()
     data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
     parts = {name: data[offset : offset + length] for name, (offset, length) in places.items()}
-    quantizer, n = header.quantizer, header.ntotal
+    n, n_scalars = header.ntotal, header.quantizer.n_scalars
     storage = CodeStorage(
-        quantizer.code_size,
-        quantizer.n_scalars,
-        parts["codes"].reshape(n, quantizer.code_size),
-        parts["scalars"].view("<f4").reshape(quantizer.n_scalars, n),
+        header.code_size,
+        n_scalars,
+        parts["codes"].reshape(n, header.code_size),
+        parts["scalars"].view("<f4").reshape(n_scalars, n),
     )
+    plan = parts["plan"].view("<f4") if "plan" in parts else np.zeros(0, np.float32)
     ids = parts["ids"].view("<i8") if "ids" in parts else None
     if not verify:
-        return _assembled(header, storage, ids)
+        return _assembled(header, storage, ids, plan)
     for name, (offset, length) in places.items():
         _check_padding(data[end:offset])
         _compare(name, zlib.crc32(parts[name]), header)
         end = offset + length
-    return _checked(header, storage, ids)
+    return _checked(header, storage, ids, plan)
 
 
-def _checked(header: Header, storage: CodeStorage, ids: np.ndarray | None) -> TurboQuantIndex:
+def _checked(
+    header: Header, storage: CodeStorage, ids: np.ndarray | None, plan: np.ndarray
+) -> TurboQuantIndex:
+    if not np.isfinite(plan).all():
+        raise IndexFileError("plan must be finite, got NaN or infinity")
     if not np.isfinite(storage.scalars[:, : storage.n]).all():
         raise IndexFileError("scalars must be finite, got NaN or infinity")
     if ids is not None:
@@ -203,12 +231,22 @@ def _checked(header: Header, storage: CodeStorage, ids: np.ndarray | None) -> Tu
             raise IndexFileError(
                 f"ids must be unique and from 0 to next_id - 1 = {header.next_id - 1}, but some are not"
             )
-    return _assembled(header, storage, ids)
+    return _assembled(header, storage, ids, plan)
 
 
-def _assembled(header: Header, storage: CodeStorage, ids: np.ndarray | None) -> TurboQuantIndex:
-    vectors = Collection(header.quantizer, storage, IdMap(storage.n, ids, header.next_id))
-    return TurboQuantIndex._from_collection(vectors, header.metric)
+def _assembled(
+    header: Header, storage: CodeStorage, ids: np.ndarray | None, plan: np.ndarray
+) -> TurboQuantIndex:
+    quantizer = header.quantizer
+    if header.plan is not None:
+        arrays, first = {}, 0
+        for name, shape in header.plan_shapes.items():
+            last = first + math.prod(shape)
+            arrays[name], first = plan[first:last].reshape(shape), last
+        described = Plan.from_description(header.plan, quantizer.seed, quantizer.memory, arrays)
+        quantizer = quantizer.with_plan(described)
+    vectors = Collection(quantizer, storage, IdMap(storage.n, ids, header.next_id))
+    return TurboQuantIndex._from_collection(vectors, header.metric, Planner(**header.planning))
 
 
 def _exactly(file: Any, length: int) -> bytes:

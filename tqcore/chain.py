@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cache
 from importlib.resources import files
 
@@ -10,7 +11,7 @@ import numpy as np
 from tqcore import _core
 from tqcore.config import CHAIN_RATES
 
-__all__ = ["chain_code", "chain_mse", "chain_tables", "nibble_tables"]
+__all__ = ["chain_code", "chain_mse", "chain_tables", "nibble_tables", "tables_fingerprint"]
 
 
 @cache
@@ -35,6 +36,15 @@ def chain_tables(bits: float, memory: int) -> np.ndarray:
 def chain_mse(bits: float, memory: int) -> float:
     """Mean squared error per dimension that the stored tables reached on fresh N(0, 1) samples."""
     return float(_stored()[_key(bits, memory) + "_mse"])
+
+
+@cache
+def tables_fingerprint() -> str:
+    """CRC-32 of all tables, eight hexadecimal digits; files carry it, since codes mean nothing without them."""
+    checksum = 0
+    for key in sorted(key for key in _stored() if not key.endswith("_mse")):
+        checksum = zlib.crc32(_stored()[key].astype("<f4").tobytes(), zlib.crc32(key.encode(), checksum))
+    return f"{checksum:08x}"
 
 
 def nibble_tables(centroids: np.ndarray) -> np.ndarray:

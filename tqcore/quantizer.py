@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from tqcore import _core
-from tqcore.chain import chain_code, nibble_tables
+from tqcore.chain import chain_code, nibble_tables, tables_fingerprint
 from tqcore.codebook import lloyd_max
 from tqcore.config import CHAIN_RATES, CODES, MAX_D, MIN_D
+from tqcore.plan import Plan
 from tqcore.prod import Prod
 from tqcore.rotation import HaarRotation, HadamardRotation
 
@@ -20,7 +21,7 @@ _CHUNK = 1 << 14  # rows encoded at a time, so that scratch memory stays small
 
 
 class Quantizer:
-    """An online vector quantizer: nothing in it depends on data.
+    """An online vector quantizer: without a plan, nothing in it depends on data.
 
     A vector's norm is taken off, a fixed random rotation makes its coordinates N(0, 1/d), the code quantizes them,
     and one float per vector makes inner products unbiased.
@@ -49,6 +50,8 @@ class Quantizer:
         Keep |x|^2 beside the scale, which l2 distances need.
     normalize : bool
         Take every vector at length 1, for the cosine metric.
+    plan : Plan, optional
+        Mean, linear map and rates from `tqcore.calibration.calibrate`; for "chain" with the Hadamard rotation.
 
     Attributes
     ----------
@@ -73,6 +76,7 @@ class Quantizer:
         sketch: str = "orthogonal",
         store_norm: bool = False,
         normalize: bool = False,
+        plan: Plan | None = None,
     ) -> None:
         self.d = _integer("d", d, MIN_D, MAX_D)
         self.seed = _integer("seed", seed, 0, 2**63 - 1)
@@ -85,15 +89,34 @@ class Quantizer:
         self.store_norm, self.normalize = bool(store_norm), bool(normalize)
         self._rotation = HadamardRotation(d, seed) if rotation == "hadamard" else HaarRotation(d, seed)
         self._prod: Prod | None = None
+        self.plan = self._checked_plan(plan)
         self.core, self._encoder = self._build()
         self.code_size: int = self.core.code_size
         self.n_scalars = (2 if code == "prod" else 1) + self.store_norm
+
+    def _checked_plan(self, plan: Plan | None) -> Plan | None:
+        if plan is None:
+            return None
+        self.check_plannable()
+        if plan.d != self.d:
+            raise ValueError(f"plan must be of d = {self.d}, got {plan.d}")
+        if plan.memory != self.memory or plan.seed != self.seed:
+            raise ValueError("plan must have the memory and the seed of the quantizer")
+        return plan
+
+    def check_plannable(self) -> None:
+        """Raise ValueError if this kind of code takes no plan."""
+        if self.code != "chain" or self.rotation != "hadamard" or self.scale != "unbiased":
+            raise ValueError(
+                "plan needs code='chain', rotation='hadamard' and scale='unbiased', "
+                f"got {self.code!r}, {self.rotation!r} and {self.scale!r}"
+            )
 
     def _build(self) -> tuple[_core.Code, _core.Code]:
         """The code that is searched and the one that encodes; they differ where one scalar code has two forms."""
         d, bits = self.d, self.bits
         if self.code == "chain":
-            core = chain_code(d, bits, self.memory)
+            core = chain_code(d, bits, self.memory) if self.plan is None else self.plan.core()
             return core, core
         if self.code == "mse":
             centroids = lloyd_max(d, int(bits))
@@ -111,22 +134,81 @@ class Quantizer:
     def config(self) -> dict[str, Any]:
         """JSON-able arguments that make the same quantizer again."""
         names = ("d", "bits", "code", "memory", "rotation", "seed", "scale", "sketch", "store_norm", "normalize")
-        return {name: getattr(self, name) for name in names}
+        config = {name: getattr(self, name) for name in names}
+        # Codes mean what they mean only with the tables they were made with.
+        config["tables"] = tables_fingerprint() if self.code == "chain" else None
+        config["plan"] = None if self.plan is None else self.plan.describe()
+        return config
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Quantizer:
-        """The quantizer of a `config()`."""
-        return cls(**config)
+    def from_config(cls, config: dict[str, Any], arrays: dict[str, np.ndarray] | None = None) -> Quantizer:
+        """The quantizer of a `config()`; `arrays` are those of its plan, by name."""
+        options = dict(config)
+        tables, plan = options.pop("tables", None), options.pop("plan", None)
+        if tables != (tables_fingerprint() if options.get("code") == "chain" else None):
+            raise ValueError(f"tables must be those of this version, {tables_fingerprint()}, got {tables!r}")
+        if plan is not None:
+            Plan.shapes(options["d"], plan)
+            options["plan"] = Plan.from_description(plan, options["seed"], options["memory"], arrays or {})
+        return cls(**options)
+
+    def same_as(self, other: Quantizer) -> bool:
+        """Whether both give the same codes."""
+        mine, theirs = (q.plan.arrays() if q.plan else {} for q in (self, other))
+        return self.config() == other.config() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     def __repr__(self) -> str:
-        return f"Quantizer({', '.join(f'{name}={value!r}' for name, value in self.config().items())})"
+        options = self.config() | {"plan": self.plan}
+        return f"Quantizer({', '.join(f'{name}={value!r}' for name, value in options.items())})"
+
+    def with_plan(self, plan: Plan | None) -> Quantizer:
+        """The same quantizer under a plan, or without one."""
+        options = self.config() | {"plan": plan}
+        del options["tables"]
+        return Quantizer(**options)
+
+    def normalized(self, x: np.ndarray) -> np.ndarray:
+        """Rows float32 [n, d] as they are, or at length 1 if the quantizer takes them so."""
+        if not self.normalize:
+            return x
+        lengths = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
+        return (x / np.where(lengths > 0, lengths, 1.0)[:, None]).astype(np.float32)
 
     def rotate(self, x: np.ndarray) -> np.ndarray:
         """Rotated rows float32 [n, d] of float32 [n, d]."""
         return self._rotation.rotate(x)
 
+    def query(self, q: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+        """What the scan needs of queries.
+
+        Parameters
+        ----------
+        q : ndarray
+            float32 [nq, d].
+        metric : str
+            "l2", "ip" or "cosine".
+
+        Returns
+        -------
+        projected : ndarray
+            float32 [nq, core.query_size], multiplied with reconstructed coordinates.
+        constants : ndarray
+            float64 [nq]: the squared norm for l2, otherwise what every score lacks.
+        """
+        q = self.normalized(q)
+        if metric == "l2":
+            q = q if self.plan is None else q - self.plan.mean
+            constants = np.einsum("ij,ij->i", q, q, dtype=np.float64)
+        elif self.plan is None:
+            constants = np.zeros(len(q))
+        else:
+            constants = q.astype(np.float64) @ self.plan.mean.astype(np.float64)
+        return self.project(q), constants
+
     def project(self, q: np.ndarray) -> np.ndarray:
-        """What the scan multiplies codes with: float32 [nq, core.query_size] of queries float32 [nq, d]."""
+        """Queries float32 [nq, d] in the coordinates of the code, float32 [nq, core.query_size]."""
+        if self.plan is not None and not self.plan.centres_only:
+            return q @ self.plan.query_matrix
         rotated = self.rotate(q)
         if self._prod is None:
             return rotated
@@ -140,7 +222,7 @@ class Quantizer:
         ValueError
             For codes that are not sums over nibbles: "prod", and "mse" at 3, 5, 6, 7 and 8 bits.
         """
-        return _core.lut(self.core, self.rotate(q))
+        return _core.lut(self.core, self.project(q))
 
     def encode(self, x: np.ndarray, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Codes and scalars of vectors.
@@ -177,6 +259,10 @@ class Quantizer:
         return codes, scalars
 
     def _encode_chunk(self, x: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.plan is not None:
+            x = self.normalized(x) - self.plan.mean
+            if not self.plan.centres_only:
+                return self._planned_chunk(self.plan, x, threads)
         signs = self._rotation.signs if isinstance(self._rotation, HadamardRotation) else None
         if self._prod is None and signs is not None:
             codes, dots, norms = _core.encode(self._encoder, x, signs, threads)
@@ -186,12 +272,26 @@ class Quantizer:
             if self._prod is not None:
                 return self._prod_scalars(y, norms)
             codes, dots, _ = _core.encode(self._encoder, y, None, threads)
-        norms = self._taken(norms)
+        if self.plan is None:
+            norms = self._taken(norms)
         root = math.sqrt(self.d)
         scale = norms / root
         if self.scale == "unbiased":
             positive = dots[:, 0] > 0
             np.divide(norms * root, dots[:, 0], out=scale, where=positive)
+        return codes, self._columns([scale], norms)
+
+    def _planned_chunk(self, plan: Plan, centred: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        z = centred @ plan.encode_matrix
+        y, lengths = _core.normalize(z, threads)
+        codes, dots, _ = _core.encode(self._encoder, y, None, threads)
+        starts = np.cumsum([0] + [s.dims for s in plan.segments[:-1]])
+        energy = np.add.reduceat(np.square(z, dtype=np.float64), starts, axis=1) @ plan.gains**2
+        # y is z at length sqrt(D); both dots and the scale are taken in the weighted space, gains put back.
+        stretch = np.where(lengths > 0, math.sqrt(plan.dims) / np.where(lengths > 0, lengths, 1.0), 0.0)
+        overlap = dots @ plan.gains**2
+        scale = np.divide(energy * stretch, overlap, out=np.zeros_like(energy), where=overlap > 0)
+        norms = np.sqrt(np.einsum("ij,ij->i", centred, centred, dtype=np.float64)) if self.store_norm else energy
         return codes, self._columns([scale], norms)
 
     def _prod_scalars(self, y: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -219,6 +319,9 @@ class Quantizer:
 
     def _decode_chunk(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
         y = _core.decode(self.core, codes)
+        if self.plan is not None:
+            centred = self._rotation.unrotate(y) if self.plan.centres_only else y @ self.plan.query_matrix.T
+            return centred * scalars[:, :1] + self.plan.mean
         if self._prod is None:
             return self._rotation.unrotate(y) * scalars[:, :1]
         first, z = y[:, : self.d], y[:, self.d :]

@@ -58,11 +58,7 @@ def search(
         int64 [nq, k]; equal scores by smaller id; padded with -1.
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
-    offset, query, norms = _queries(quantizer, q, metric)
-    distances, found = _core.search(quantizer.core, stored, query, norms, k, threads)
-    if offset is not None:
-        distances[found >= 0] += np.broadcast_to(offset[:, None], found.shape)[found >= 0]
-    return distances, found
+    return _core.search(quantizer.core, stored, *quantizer.query(q, metric), k, threads)
 
 
 def range_search(
@@ -90,8 +86,7 @@ def range_search(
         float32 and int64 [lims[-1]].
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
-    _, query, norms = _queries(quantizer, q, metric)
-    return _core.range_search(quantizer.core, stored, query, norms, float(radius), threads)
+    return _core.range_search(quantizer.core, stored, *quantizer.query(q, metric), float(radius), threads)
 
 
 def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:
@@ -112,9 +107,3 @@ def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:
     stored.ids, stored.mask, stored.n = ids, mask, n
     return stored
 
-
-def _queries(quantizer: Quantizer, q: np.ndarray, metric: str):
-    if metric == "cosine":
-        norms = np.sqrt(np.einsum("ij,ij->i", q, q, dtype=np.float64))
-        q = (q / np.where(norms > 0, norms, 1.0)[:, None]).astype(np.float32)
-    return None, quantizer.project(q), np.einsum("ij,ij->i", q, q, dtype=np.float64)

@@ -216,7 +216,7 @@ def test_merge(refuses, target):
         other.add(ones(1, other.d))
         refuses(
             ValueError,
-            "^other must have the same metric and code",
+            "^other must have the same metric, code and plan",
             lambda index, other=other: index.merge_from(other),
         )
         assert other.ntotal == 1

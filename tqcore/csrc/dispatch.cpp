@@ -31,11 +31,12 @@ const Level* levels(int* n) {
         {&avx512::table, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                              __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-                             __builtin_cpu_supports("avx512vnni")},
+                             __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma") &&
+                             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")},
 #endif
 #if defined(TQ_HAVE_AVX2)
         {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                           __builtin_cpu_supports("bmi2")},
+                           __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2")},
 #endif
 #if defined(TQ_HAVE_NEON)
         {&neon::table, has_dot_product()},

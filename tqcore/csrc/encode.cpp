@@ -19,6 +19,7 @@ private:
 };
 
 constexpr int64_t kTilesPerTask = 4;
+constexpr int64_t kRowwise = 8;      // fewer rows than this do not fill a tile well
 
 // Runs f(first row, rows, scratch) over tiles of sixteen rows.
 template <class F>
@@ -95,6 +96,11 @@ void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, i
 
 void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads) {
     const int d = rotation.d;
+    if (n < kRowwise) {
+        std::memcpy(y, x, sizeof(float) * (size_t)(n * d));
+        for (int64_t i = 0; i < n; ++i) kernels()->rotate_row(&rotation, y + i * d, inverse);
+        return;
+    }
     for_tiles(n, tile_floats(d) * sizeof(float), threads, [&](int64_t first, int rows, float* tile) {
         kernels()->load_rotated(x + first * d, d, rows, d, tile);
         kernels()->rotate_tile(&rotation, tile, inverse);

@@ -10,7 +10,7 @@ public:
     static constexpr int64_t kMissing = -1;
 
     int64_t get(int64_t key) const {
-        if (slots_.empty()) return kMissing;
+        if (slots_.empty() || key < 0) return kMissing;
         const Slot& s = slots_[find(key)];
         return s.key == key ? s.value : kMissing;
     }
@@ -23,7 +23,7 @@ public:
     }
 
     bool erase(int64_t key) {
-        if (slots_.empty()) return false;
+        if (slots_.empty() || key < 0) return false;
         size_t hole = find(key);
         if (slots_[hole].key != key) return false;
         const size_t mask = slots_.size() - 1;

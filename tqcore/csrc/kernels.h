@@ -53,6 +53,7 @@ struct Kernels {
     void (*load_rotated)(const float* x, ptrdiff_t stride, int n, int d, float* y);
     void (*store_tile)(const float* y, int n, int d, float* x, ptrdiff_t stride);
     void (*rotate_tile)(const RotationView*, float* y, int inverse);
+    void (*rotate_row)(const RotationView*, float* y, int inverse);   // y [d]
     size_t (*chain_scratch)(const ChainView*);
     // y [d][16] -> nibbles [n_nibbles][16]
     void (*chain_encode)(const ChainView*, const float* y, uint8_t* nibbles, void* scratch);

@@ -41,7 +41,8 @@ static void scan_part(const uint32_t* blocks, int words, const QueryTables* quer
 template <int NQ>
 static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
                          ptrdiff_t acc_stride) {
-    constexpr int kStep = 4;
+    // One query reads from memory: eight blocks keep enough lines in flight. More queries need the registers.
+    constexpr int kStep = NQ == 1 ? 8 : 4;
     int b = 0;
     for (; b + kStep <= n_blocks; b += kStep)
         scan_part<kStep, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, acc + b * acc_stride, acc_stride);

@@ -7,6 +7,7 @@ void load_tile(const float*, ptrdiff_t, int, int, float*, double*);
 void load_rotated(const float*, ptrdiff_t, int, int, float*);
 void store_tile(const float*, int, int, float*, ptrdiff_t);
 void rotate_tile(const RotationView*, float*, int);
+void rotate_row(const RotationView*, float*, int);
 size_t chain_scratch(const ChainView*);
 void chain_encode(const ChainView*, const float*, uint8_t*, void*);
 void chain_decode(const ChainView*, const uint8_t*, float*);
@@ -19,7 +20,7 @@ void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*,
 
 #define TQ_NAME_(x) #x
 #define TQ_NAME(x) TQ_NAME_(x)
-const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,  load_rotated,  store_tile,    rotate_tile,
+const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,  load_rotated,  store_tile,    rotate_tile,   rotate_row,
                        chain_scratch,     chain_encode, chain_decode, scalar_encode, dot_tile,
                        chain_score,       dot,          scan,         reachable};
 

@@ -95,34 +95,94 @@ static void fold_halves(float* y, int d) {
     }
 }
 
-void rotate_tile(const RotationView* r, float* y, int inverse) {
+// One row, coordinates in the lanes: the same butterflies, so the same bits.
+static void hadamard_row(float* y, int p, float c) {
+    int h = 1;
+    if (p >= kLanes) {
+        vint lane;
+        for (int l = 0; l < kLanes; ++l) lane[l] = l;
+        for (int i = 0; i < p; i += kLanes) {
+            vfloat v = load(y + i);
+            for (int s = 1; s < kLanes; s *= 2) {
+                const vfloat sign = __builtin_convertvector(((lane & s) == 0) * -2 - 1, vfloat);
+                vfloat other;
+#if defined(__clang__)
+                for (int l = 0; l < kLanes; ++l) other[l] = v[l ^ s];
+#else
+                other = __builtin_shuffle(v, lane ^ s);
+#endif
+                v = other + v * sign;
+            }
+            store(y + i, v);
+        }
+        h = kLanes;
+    }
+    for (; h < p; h *= 2)
+        for (int i = 0; i < p; i += 2 * h)
+            for (int k = i; k < i + h; k += h < kLanes ? 1 : kLanes) {
+                if (h < kLanes) {
+                    const float a = y[k], b = y[k + h];
+                    y[k] = a + b;
+                    y[k + h] = a - b;
+                } else {
+                    const vfloat a = load(y + k), b = load(y + k + h);
+                    store(y + k, a + b);
+                    store(y + k + h, a - b);
+                }
+            }
+    for (int i = 0; i < p; ++i) y[i] *= c;
+}
+
+static void flip_row(float* y, const float* signs, int d) {
+    for (int i = 0; i < d; ++i) y[i] *= signs[i];
+}
+
+static void fold_row(float* y, int d) {
+    const float c = 0.70710678118654752440f;
+    const int h = d / 2;
+    for (int i = 0; i < h; ++i) {
+        const float a = y[i], b = y[h + i];
+        y[i] = (a + b) * c;
+        y[h + i] = (a - b) * c;
+    }
+}
+
+// The steps of the rotation for a tile (kLanes floats a coordinate) or one row (one float a coordinate).
+template <int kWidth>
+static void rotate(const RotationView* r, float* y, int inverse) {
+    const auto hadamard_of = kWidth == 1 ? hadamard_row : hadamard;
+    const auto flip_of = kWidth == 1 ? flip_row : flip;
+    const auto fold_of = kWidth == 1 ? fold_row : fold_halves;
     const int d = r->d;
     int p = 1;
     while (2 * p <= d) p *= 2;
     const float c = (float)(1.0 / __builtin_sqrt((double)p));
-    float* tail = y + (ptrdiff_t)(d - p) * kLanes;
+    float* tail = y + (ptrdiff_t)(d - p) * kWidth;
     for (int step = 0; step < r->rounds; ++step) {
         const int round = inverse ? r->rounds - 1 - step : step;
         const float* s0 = r->signs + (ptrdiff_t)round * 2 * d;
         if (!inverse) {
-            flip(y, s0, d);
-            hadamard(y, p, c);
+            flip_of(y, s0, d);
+            hadamard_of(y, p, c);
             if (d > p) {
-                flip(y, s0 + d, d);
-                hadamard(tail, p, c);
-                if (round < r->rounds - 1) fold_halves(y, d);
+                flip_of(y, s0 + d, d);
+                hadamard_of(tail, p, c);
+                if (round < r->rounds - 1) fold_of(y, d);
             }
         } else {
             if (d > p) {
-                if (round < r->rounds - 1) fold_halves(y, d);
-                hadamard(tail, p, c);
-                flip(y, s0 + d, d);
+                if (round < r->rounds - 1) fold_of(y, d);
+                hadamard_of(tail, p, c);
+                flip_of(y, s0 + d, d);
             }
-            hadamard(y, p, c);
-            flip(y, s0, d);
+            hadamard_of(y, p, c);
+            flip_of(y, s0, d);
         }
     }
 }
+
+void rotate_tile(const RotationView* r, float* y, int inverse) { rotate<kLanes>(r, y, inverse); }
+void rotate_row(const RotationView* r, float* y, int inverse) { rotate<1>(r, y, inverse); }
 
 void dot_tile(const float* y, const float* yhat, int d, double* dots) {
     Sums sums = {};

@@ -216,17 +216,17 @@ struct Stored {
     }
 };
 
-tq::Queries queries_of(const tq::Code& code, const In<float, 2>& q, const In<double, 1>& squared_norms) {
+tq::Queries queries_of(const tq::Code& code, const In<float, 2>& q, const In<double, 1>& constants) {
     check((int)q.shape(1) == code.query_size(), "q: columns must equal the code's query size");
-    check(squared_norms.shape(0) == q.shape(0), "squared_norms: one a query");
-    return {q.data(), squared_norms.data(), (int64_t)q.shape(0)};
+    check(constants.shape(0) == q.shape(0), "constants: one a query");
+    return {q.data(), constants.data(), (int64_t)q.shape(0)};
 }
 
 nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                 const In<double, 1>& squared_norms, int64_t k, int threads) {
+                 const In<double, 1>& constants, int64_t k, int threads) {
     check(k >= 1, "k: must be at least 1");
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, squared_norms);
+    const tq::Queries queries = queries_of(code, q, constants);
     Array<float> distances({q.shape(0), (size_t)k});
     Array<int64_t> ids({q.shape(0), (size_t)k});
     {
@@ -237,9 +237,9 @@ nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>&
 }
 
 nb::tuple range_search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                       const In<double, 1>& squared_norms, float radius, int threads) {
+                       const In<double, 1>& constants, float radius, int threads) {
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, squared_norms);
+    const tq::Queries queries = queries_of(code, q, constants);
     std::vector<std::vector<tq::Hit>> hits;
     {
         nb::gil_scoped_release release;
@@ -285,6 +285,7 @@ void map_set(tq::Int64Map& m, const In<int64_t, 1>& keys, const In<int64_t, 1>& 
 }  // namespace
 
 NB_MODULE(_core, m) {
+    nb::set_leak_warnings(false);
     m.doc() = "Compiled core of tqcore: rotation, codes, packed layout and search.";
     const char* wanted = std::getenv("TQ_SIMD");
     if (wanted && *wanted && !tq::set_simd(wanted))
@@ -330,8 +331,8 @@ NB_MODULE(_core, m) {
     m.def("lut", &lut, "code"_a, "q"_a);
     m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
-    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "squared_norms"_a, "k"_a, "threads"_a = 0);
-    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "squared_norms"_a, "radius"_a, "threads"_a = 0);
+    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a, "k"_a, "threads"_a = 0);
+    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a, "radius"_a, "threads"_a = 0);
     m.def("simd_level", [] { return std::string(tq::kernels()->name); });
     m.def("simd_reason", [] { return std::string(tq::simd_reason()); });
     m.def("simd_levels", &simd_levels);

@@ -109,6 +109,10 @@ public:
                           rows_.code->code_size);
                 blocks = scratch.data();
             }
+            if (!rows_.mask) {
+                scan_run(blocks, b, (int)(stop - b), nullptr, sink);
+                continue;
+            }
             allowed_.resize((size_t)(stop - b));
             for (int64_t i = b; i < stop; ++i) allowed_[(size_t)(i - b)] = (uint16_t)block_mask(rows_, i);
             for (int64_t i = 0; i < stop - b;) {
@@ -125,7 +129,7 @@ private:
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         const bool whole = (first_block + n_blocks) * kLanes <= rows_.n;
         acc_.resize((size_t)n_blocks * kTile * kLanes);
-        pass_.resize((size_t)n_blocks);
+        pass_.assign((size_t)(n_blocks + 3), 0);
         for (int t = 0; t < count_; t += kTile) {
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];
@@ -137,7 +141,7 @@ private:
                 select(t + i, acc_.data() + i * kLanes, n * kLanes, first_block, head, allowed, sink, false);
                 if (!whole)
                     select(t + i, acc_.data() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes, first_block + head, 1,
-                           allowed + head, sink, true);
+                           allowed ? allowed + head : nullptr, sink, true);
             }
         }
     }
@@ -157,15 +161,27 @@ private:
             norms = norms ? tail_norms : nullptr;
         }
         kernels()->reachable(acc, stride, n_blocks, &q, a, norms, pass_.data());
-        for (int b = 0; b < n_blocks; ++b)
-            for (uint32_t m = pass_[(size_t)b] & allowed[b]; m; m &= m - 1) {
-                const int l = __builtin_ctz(m);
-                const int64_t at = (int64_t)b * kLanes + l;
-                const float dot = (float)acc[b * stride + l] * q.delta, norm = norms ? norms[at] : 0.0f;
-                sink.add(query, {a[at] * (dot + (q.base + q.above)) + norm * q.norm_factor,
-                                 a[at] * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
-                                 row + at});
+        for (int b = n_blocks; b % 4; ++b) pass_[(size_t)b] = 0;
+        for (int four = 0; four < n_blocks; four += 4) {
+            uint64_t any;
+            std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
+            if (!any) continue;
+            for (int b = four; b < std::min(four + 4, n_blocks); ++b) {
+                uint32_t m = pass_[(size_t)b];
+                if (allowed) m &= allowed[b];
+                if (tail) m &= block_mask(rows_, first_block);
+                for (; m; m &= m - 1) add(query, acc + b * stride, a, norms, row, b * kLanes, __builtin_ctz(m), sink);
             }
+        }
+    }
+
+    void add(int query, const int32_t* acc, const float* a, const float* norms, int64_t row, int base, int lane,
+             Sink& sink) {
+        const QueryBounds& q = tables_[query].bounds;
+        const int at = base + lane;
+        const float dot = (float)acc[lane] * q.delta, norm = norms ? norms[at] : 0.0f;
+        sink.add(query, {a[at] * (dot + (q.base + q.above)) + norm * q.norm_factor,
+                         a[at] * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)), row + at});
     }
 
     const Rows& rows_;
@@ -237,8 +253,8 @@ struct Scored { double score; int64_t id; };
 bool better(const Scored& a, const Scored& b) { return a.score != b.score ? a.score > b.score : a.id < b.id; }
 
 float distance(const Rows& rows, const Queries& queries, int64_t query, double score) {
-    if (!rows.squared_norm) return (float)score;
-    const double d = queries.squared_norm[query] - 2.0 * score;
+    if (!rows.squared_norm) return (float)(score + queries.constant[query]);
+    const double d = queries.constant[query] - 2.0 * score;
     return d > 0 ? (float)d : 0.0f;
 }
 
@@ -301,9 +317,9 @@ std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& quer
         const int count = (int)std::min<int64_t>(s.group, queries.n - first);
         RangeSink sink(count);
         for (int i = 0; i < count; ++i) {
-            const double q2 = l2 ? queries.squared_norm[first + i] : 0.0;
-            const double limit = l2 ? 0.5 * (q2 - (double)radius) : (double)radius;
-            sink.limits[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(q2)));
+            const double c = queries.constant[first + i];
+            const double limit = l2 ? 0.5 * (c - (double)radius) : (double)radius - c;
+            sink.limits[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
         }
         scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
         for (int i = 0; i < count; ++i) {

@@ -18,7 +18,7 @@ struct Rows {
 
 struct Queries {
     const float* q;                // [n][code.query_size()], rotated
-    const double* squared_norm;    // [n], for l2
+    const double* constant;        // [n] squared norm for l2, otherwise what is added to every score
     int64_t n;
 };
 
