@@ -1,0 +1,44 @@
+"""TurboQuantIndex under test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tqann import TurboQuantIndex
+
+from ..errors import Unavailable
+
+__all__ = ["OurIndex"]
+
+
+class OurIndex:
+    """Our index; nothing is trained, ids are positions until a caller names them."""
+
+    threads_can_change = True
+
+    def __init__(self, d: int, bits: float, metric: str, **options: Any) -> None:
+        try:
+            self.index = TurboQuantIndex(d, bits, metric, **options)
+        except ValueError as error:
+            raise Unavailable(str(error)) from error
+
+    def train(self, x: np.ndarray) -> None:
+        """Nothing to learn."""
+
+    def add(self, x: np.ndarray) -> None:
+        """Append vectors."""
+        self.index.add(x)
+
+    def search(self, q: np.ndarray, k: int) -> np.ndarray:
+        """Ids [nq, k]."""
+        return self.index.search(q, k)[1]
+
+    def set_threads(self, n: int) -> None:
+        """Threads of encoding and searching."""
+        self.index.threads = n
+
+    def bytes_per_vector(self, n: int) -> float:  # noqa: ARG002
+        """Code and scalars; running ids are not stored."""
+        return float(self.index.sa_code_size())

@@ -1,0 +1,51 @@
+"""Sets made on the spot: scikit-learn's digits and seeded Gaussians."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import BenchError
+from .dataset import Dataset, split_rows
+from .options import SourceOptions
+
+__all__ = ["KINDS", "load_digits", "load_synthetic"]
+
+KINDS = ("isotropic", "clustered", "uncentred")
+
+
+def load_digits(options: SourceOptions) -> Dataset:
+    """1,797 images of digits, d = 64, pixel values 0 to 16."""
+    try:
+        from sklearn.datasets import load_digits as sklearn_digits
+    except ImportError as error:
+        raise BenchError("source digits needs scikit-learn: pip install 'tqann[bench]'") from error
+    pixels = sklearn_digits().data.astype(np.float32)
+    base, queries, held_out = split_rows(pixels, options.nq or 197, 400, options.seed)
+    return Dataset("digits", "scikit-learn digits, 8 x 8 pixels", base, queries, "l2", held_out).limited(
+        options
+    )
+
+
+def load_synthetic(options: SourceOptions) -> Dataset:
+    """Gaussian vectors: isotropic; clustered with decaying variances; the same far from the origin."""
+    if options.kind not in KINDS:
+        raise BenchError(f"kind must be one of {', '.join(KINDS)}, got {options.kind!r}")
+    if options.d < 8:
+        raise BenchError(f"d must be at least 8, got {options.d}")
+    n, nq = options.n or 10000, options.nq or 500
+    if n < 1 or nq < 1:
+        raise BenchError(f"n and nq must be at least 1, got {n} and {nq}")
+    rng = np.random.default_rng(options.seed)
+    total, d = 2 * n + nq, options.d
+    x = rng.standard_normal((total, d), dtype=np.float32)
+    if options.kind != "isotropic":
+        spread = (np.arange(1, d + 1) ** -0.5).astype(np.float32)
+        centres = rng.standard_normal((64, d), dtype=np.float32) * spread
+        x = x * spread * np.float32(0.7) + centres[rng.integers(64, size=total)]
+    if options.kind == "uncentred":
+        mean = rng.standard_normal(d, dtype=np.float32)
+        x += mean * np.float32(1.5 * np.linalg.norm(x, axis=1).mean() / np.linalg.norm(mean))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    description = f"synthetic {options.kind} unit vectors, d = {d}, seed {options.seed}"
+    name = f"synthetic-{options.kind}-{d}"
+    return Dataset(name, description, x[:n], x[n : n + nq], "ip", x[n + nq :]).limited(options)

@@ -1,0 +1,157 @@
+"""The README's tables, generated from the records in benchmarks/results: `python -m tqbench.tables`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .display import group_rows
+from .errors import BenchError
+from .records import read_record, read_records
+from .standing import standings
+
+__all__ = ["TABLES", "main", "render", "update"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+_BLOCK = re.compile(
+    r"(<!-- table:(?P<name>[a-z0-9_.-]+) -->\n)(?P<body>.*?)(<!-- /table:(?P=name) -->)", re.DOTALL
+)
+
+
+def _comparison(record: dict[str, Any]) -> str:
+    """All methods of a record, one table for all widths."""
+    k, t = record["settings"]["k"], record["settings"]["threads"]
+    head = [
+        "bits",
+        "method",
+        "bytes",
+        f"recall {k}@{k}",
+        "train s",
+        "add s",
+        "one query ms",
+        f"queries/s, {t} threads",
+    ]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]
+    for bits, rows in group_rows(record).items():
+        measured = [row for row in rows if row["status"] == "ok"]
+        top = max((row[f"recall_{k}_at_{k}"] for row in measured), default=0.0)
+        for row in measured:
+            recall = f"{row[f'recall_{k}_at_{k}']:.3f}"
+            name = f"**{row['label']}**" if row["method"] == "chain" else row["label"]
+            cells = [
+                "exact" if bits >= 32 else f"{bits:g}",
+                name,
+                f"{row['bytes_per_vector']:.0f}",
+                f"**{recall}**" if row[f"recall_{k}_at_{k}"] == top and len(measured) > 1 else recall,
+                f"{row['train_seconds']:.2f}",
+                f"{row['add_seconds']:.3f}",
+                f"{row['latency_ms_p50']:.3f}",
+                f"{row['qps_all_threads']:,.0f}",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _origin(record)])
+
+
+def _recall(record: dict[str, Any]) -> str:
+    """Recall of every method by width: a method a row, a width a column."""
+    k = record["settings"]["k"]
+    rows = [row for row in record["results"] if row["bits"] < 32]
+    widths = sorted({row["bits"] for row in rows})
+    lines = [
+        "| method | " + " | ".join(f"{bits:g} bits" for bits in widths) + " |",
+        "|---|" + "---:|" * len(widths),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = {row["bits"]: row for row in rows if row["method"] == method}
+        if all(row["status"] != "ok" for row in own.values()):
+            continue
+        cells = []
+        for bits in widths:
+            row = own.get(bits)
+            ok = row is not None and row["status"] == "ok"
+            cells.append(
+                f"{row[f'recall_{k}_at_{k}']:.3f} ({row['bytes_per_vector']:.0f} B)" if row and ok else "-"
+            )
+        label = next(iter(own.values()))["label"]
+        lines.append(f"| {'**' + label + '**' if method == 'chain' else label} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _origin(record)])
+
+
+def _standing(record: dict[str, Any]) -> str:
+    """Where we win and where we lose, in words."""
+    return "\n".join(f"- {line}" for line in standings(record))
+
+
+def _origin(record: dict[str, Any]) -> str:
+    data, machine, settings = record["dataset"], record["machine"], record["settings"]
+    return (
+        f"{data['n']:,} x {data['d']}, {data['nq']:,} queries, metric {data['metric']}; {machine['cpu']}, "
+        f"{machine['cores']} cores, {settings['threads']} threads, median of {settings['repeats']} repeats, "
+        f"{record['created'][:10]}; `{record['command']}`."
+    )
+
+
+# kind of table -> how it is made; a marker names "KIND.RECORD", the record being a file of the results folder
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "comparison": _comparison,
+    "recall": _recall,
+    "standing": _standing,
+}
+
+
+def render(name: str, results: Path) -> str:
+    """The table that a marker names.
+
+    Raises
+    ------
+    BenchError
+        For an unknown kind or an absent record.
+    """
+    kind, _, record = name.partition(".")
+    if kind not in TABLES:
+        raise BenchError(f"table must be KIND.RECORD with KIND one of {', '.join(TABLES)}, got {name!r}")
+    path = results / f"{record}.json"
+    if not path.is_file():
+        known = ", ".join(read_records(results)) or "none"
+        raise BenchError(f"no record {record!r} for table {name!r}; {results.name} has {known}")
+    return TABLES[kind](read_record(path))
+
+
+def update(text: str, results: Path) -> str:
+    """`text` with every marked table made again from the records."""
+    return _BLOCK.sub(lambda m: f"{m[1]}{render(m['name'], results)}\n{m[4]}", text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Regenerate the tables of the given files; with --check only compare, and return 1 when one differs."""
+    parser = argparse.ArgumentParser(prog="python -m tqbench.tables", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, default=[_ROOT / "README.md"])
+    parser.add_argument("--results", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail when a table differs")
+    arguments = parser.parse_args(argv)
+    differ = []
+    try:
+        for file in arguments.files:
+            old = file.read_text(encoding="utf-8")
+            new = update(old, arguments.results)
+            if new != old and arguments.check:
+                differ.append(file.name)
+            elif new != old:
+                file.write_text(new, encoding="utf-8")
+    except (OSError, BenchError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if differ:
+        print(
+            f"tables differ from the records in {', '.join(differ)}: run python -m tqbench.tables",
+            file=sys.stderr,
+        )
+    return 1 if differ else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

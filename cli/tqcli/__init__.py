@@ -1,0 +1,1 @@
+"""The command line of tqann: parse, call one function, print. Every heavy import is inside a command."""

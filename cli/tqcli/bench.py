@@ -1,0 +1,135 @@
+"""`tq bench`: comparisons."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from tqbench.methods import DEFAULT_BITS, METHODS, ON_REQUEST
+from tqbench.sources import SOURCES, SourceOptions
+
+from .output import NameList, NumberList, one_line_errors, print_json
+
+__all__ = ["bench"]
+
+_SOURCES = "Where the vectors come from: " + "; ".join(
+    f"{name}: {what}" for name, (_, _, what) in SOURCES.items()
+)
+_METHODS = f"Comma-separated: {', '.join(METHODS)}; or all. Default: all but {', '.join(sorted(ON_REQUEST))}."
+
+
+@click.group()
+def bench() -> None:
+    """Measure tqann against its rivals."""
+
+
+@bench.command()
+@click.option(
+    "--source", type=click.Choice(list(SOURCES)), default="sample", show_default=True, help=_SOURCES
+)
+@click.option("--methods", type=NameList(), default="", help=_METHODS)
+@click.option(
+    "--bits",
+    type=NumberList(),
+    default=",".join(f"{b:g}" for b in DEFAULT_BITS),
+    show_default=True,
+    help="Bits per dimension, comma-separated.",
+)
+@click.option("--quick", is_flag=True, help="Leave out methods that train for long.")
+@click.option("-k", default=10, show_default=True, help="Neighbours asked for.")
+@click.option("--n", type=int, help="At most so many base vectors.")
+@click.option("--nq", type=int, help="At most so many queries.")
+@click.option("--metric", type=click.Choice(["l2", "ip", "cosine"]), help="Default: the source's own.")
+@click.option("--repeats", default=3, show_default=True, help="Interleaved repeats of every figure of speed.")
+@click.option("--threads", default=0, help="Threads for every method; 0 takes all cores.")
+@click.option("--memory/--no-memory", default=True, show_default=True, help="Measure resident memory.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", default="tq-results", show_default=True, help="Folder for record, PNG and HTML.")
+@click.option("--name", help="File name of the record, without suffix.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on standard output.")
+@click.option("--base", help="[file] Vectors to index.")
+@click.option("--queries", help="[file] Queries; without them some base vectors are set apart.")
+@click.option("--held-out", help="[file] Training vectors for the methods that train.")
+@click.option("--column", help="[file] Column of a parquet file, dataset of an HDF5 file.")
+@click.option("--d", default=256, show_default=True, help="[synthetic] Dimensions.")
+@click.option(
+    "--kind",
+    type=click.Choice(["isotropic", "clustered", "uncentred"]),
+    default="isotropic",
+    show_default=True,
+    help="[synthetic] Distribution.",
+)
+@click.option("--model-id", default="Qwen/Qwen3-0.6B", show_default=True, help="[qwen] Model name or folder.")
+@click.option(
+    "--pooling", type=click.Choice(["mean", "last"]), default="mean", show_default=True, help="[qwen]"
+)
+@click.option("--layer", default=-1, show_default=True, help="[qwen] Hidden state, 0 being the embeddings.")
+@click.option("--batch-size", default=16, show_default=True, help="[qwen] Passages at a time.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "float16", "bfloat16"]),
+    default="auto",
+    show_default=True,
+    help="[qwen] Of the model.",
+)
+@click.option("--device", default="auto", show_default=True, help="[qwen] cpu, cuda, cuda:1, ...")
+@click.option("--local-files-only", is_flag=True, help="[qwen] Use no network.")
+@click.option("--text-dir", help="[qwen] Folder of .txt files instead of a corpus of the hub.")
+@click.option(
+    "--dataset",
+    default=SourceOptions.dataset,
+    show_default=True,
+    help="[qwen] NAME:CONFIG:SPLIT:COLUMN of a corpus of the hub.",
+)
+@click.option("--max-passages", default=6000, show_default=True, help="[qwen] Vectors in all.")
+@click.option("--max-length", default=128, show_default=True, help="[qwen] Tokens a passage.")
+@click.option(
+    "--cache/--no-cache", "use_cache", default=True, show_default=True, help="[qwen] Keep vectors on disk."
+)
+@one_line_errors
+def ann(
+    source: str,
+    methods: tuple[str, ...],
+    bits: tuple[float, ...],
+    quick: bool,
+    k: int,
+    repeats: int,
+    threads: int,
+    memory: bool,
+    out: str,
+    name: str | None,
+    as_json: bool,
+    **source_options: Any,
+) -> None:
+    """Compare indexes on one set of vectors: recall, bytes, speed and build time.
+
+    Prints a table a bit width, and writes a record, a PNG and one self-contained HTML page.
+    """
+    from tqbench.records import record_name, write_record
+    from tqbench.report import write_report
+    from tqbench.suites import run_ann
+
+    record = run_ann(
+        source,
+        SourceOptions(**source_options),
+        methods=methods,
+        bits=bits,
+        quick=quick,
+        k=k,
+        repeats=repeats,
+        threads=threads,
+        memory=memory,
+    )
+    name = name or record_name(record)
+    written = [write_record(record, out, name), *write_report(record, out, name)]
+    if as_json:
+        print_json(record)
+        return
+    from rich.console import Console
+
+    from tqbench.display import print_record
+
+    print_record(record, Console())
+    for path in written:
+        click.echo(f"wrote {path}")
