@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ __all__ = ["CHAIN_BITS", "DEFAULT_BITS", "EXACT", "METHODS", "ON_REQUEST", "Case
 CHAIN_BITS = (0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8)
 DEFAULT_BITS = (1, 2, 3, 4)
 _WHOLE = (1, 2, 3, 4, 5, 6, 7, 8)
+_TQMSE = (1, 2, 3, 4, 8)
 EXACT = 32.0
 
 
@@ -73,8 +74,10 @@ def _faiss(
     bits: tuple[float, ...],
     trains_on: str = "nothing",
     slow: bool = False,
+    rotate: bool = False,
 ) -> Method:
-    return Method(name, label, family, "faiss_indexes:FaissIndex", bits, {"kind": kind}, trains_on, slow)
+    options = {"kind": kind, "rotate": rotate}
+    return Method(name, label, family, "faiss_indexes:FaissIndex", bits, options, trains_on, slow)
 
 
 _ALL = (
@@ -86,11 +89,17 @@ _ALL = (
     _ours("prod-gaussian", "tqann prod (paper, Gaussian)", _WHOLE, code="prod", sketch="gaussian"),
     _faiss("flat", "FAISS Flat", "exact", "flat", (EXACT,)),
     _faiss("sq", "FAISS SQ, no rotation", "scalar", "sq", (4, 6, 8), "base"),
-    _faiss("sqtqmse", "FAISS SQtqmse", "scalar", "sqtqmse", (1, 2, 3, 4, 8)),
-    _faiss("sqtq", "FAISS SQtq", "scalar", "sqtq", (2, 3, 4, 5)),
-    _faiss("eden", "FAISS EDEN", "scalar", "eden", _WHOLE, "base"),
-    _faiss("rabitq", "FAISS RaBitQ", "rabitq", "rabitq", _WHOLE, "base"),
-    _faiss("rabitq-fs", "FAISS RaBitQFastScan", "rabitq", "rabitq-fs", _WHOLE, "base"),
+    # Rotation is part of these four methods; FAISS leaves it to the user as "RR," before the index.
+    _faiss("sqtqmse", "FAISS RR,SQtqmse", "scalar", "sqtqmse", _TQMSE, rotate=True),
+    _faiss("sqtq", "FAISS RR,SQtq", "scalar", "sqtq", (2, 3, 4, 5), rotate=True),
+    _faiss("eden", "FAISS RR,EDEN", "scalar", "eden", _WHOLE, "base", rotate=True),
+    _faiss("rabitq", "FAISS RR,RaBitQ", "rabitq", "rabitq", _WHOLE, "base", rotate=True),
+    _faiss("rabitq-fs", "FAISS RR,RaBitQFastScan", "rabitq", "rabitq-fs", _WHOLE, "base", rotate=True),
+    _faiss("sqtqmse-raw", "FAISS SQtqmse, unrotated", "scalar", "sqtqmse", _TQMSE),
+    _faiss("sqtq-raw", "FAISS SQtq, unrotated", "scalar", "sqtq", (2, 3, 4, 5)),
+    _faiss("eden-raw", "FAISS EDEN, unrotated", "scalar", "eden", _WHOLE, "base"),
+    _faiss("rabitq-raw", "FAISS RaBitQ, unrotated", "rabitq", "rabitq", _WHOLE, "base"),
+    _faiss("rabitq-fs-raw", "FAISS RaBitQFastScan, unrotated", "rabitq", "rabitq-fs", _WHOLE, "base"),
     _faiss("pq", "FAISS PQ", "pq", "pq", CHAIN_BITS, "base", slow=True),
     _faiss("pq-held-out", "FAISS PQ, held-out training", "pq", "pq", CHAIN_BITS, "held_out", slow=True),
     _faiss("opq", "FAISS OPQ+PQ", "opq", "opq", CHAIN_BITS, "base", slow=True),
@@ -99,11 +108,13 @@ _ALL = (
     Method("rabitqlib", "rabitqlib, one cluster", "rabitq", "rivals:RabitqlibIndex", _WHOLE),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
-# Slow ones whose quicker sibling tells the same story: they run when asked for.
-ON_REQUEST = frozenset({"opq", "pq-held-out", "prod-gaussian"})
+# Slow ones, and variants whose sibling tells more: they run when asked for.
+ON_REQUEST = frozenset(
+    {"opq", "pq-held-out", "prod-gaussian", *(name for name in METHODS if name.endswith("-raw"))}
+)
 
 
-def expand(names: Iterable[str] = (), bits: Iterable[float] = (), quick: bool = False) -> list[list[Case]]:
+def expand(names: Sequence[str] = (), bits: Iterable[float] = (), quick: bool = False) -> list[list[Case]]:
     """Groups of cases to compare, one group per bit width, the exact index first.
 
     Parameters
@@ -113,20 +124,21 @@ def expand(names: Iterable[str] = (), bits: Iterable[float] = (), quick: bool = 
     bits : iterable of float
         Bit widths; none means `DEFAULT_BITS`.
     quick : bool
-        Leave out methods that train for long.
+        Leave out methods that train for long, unless they are named.
 
     Raises
     ------
     BenchError
         For an unknown method, and for bits that no chosen method offers.
     """
+    left_out = quick and not names
     chosen = list(names) or [name for name in METHODS if name not in ON_REQUEST]
     if "all" in chosen:
         chosen = list(METHODS)
     unknown = [name for name in chosen if name not in METHODS]
     if unknown:
         raise BenchError(f"methods must be among {', '.join(METHODS)}, got {', '.join(unknown)}")
-    methods = [METHODS[name] for name in METHODS if name in chosen and not (quick and METHODS[name].slow)]
+    methods = [METHODS[name] for name in METHODS if name in chosen and not (left_out and METHODS[name].slow)]
     widths = sorted(set(bits)) or list(DEFAULT_BITS)
     groups = [[Case(m, b) for m in methods if b in m.bits] for b in [EXACT, *widths]]
     missing = [f"{b:g}" for b, group in zip(widths, groups[1:], strict=True) if not group]

@@ -32,6 +32,7 @@ def png_bytes(record: dict[str, Any]) -> bytes:
 def draw(record: dict[str, Any]):
     """A matplotlib Figure with three panels."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
     k, t, data = record["settings"]["k"], record["settings"]["threads"], record["dataset"]
     recall = f"recall_{k}_at_{k}"
@@ -48,8 +49,10 @@ def draw(record: dict[str, Any]):
         style = _style(family, counts.setdefault(family, 0))
         counts[family] += 1
         values = [r[recall] for r in rows]
-        by_bytes.plot([r["bytes_per_vector"] for r in rows], values, label=rows[0]["label"], **style)
-        by_speed.plot([r["qps_all_threads"] for r in rows], values, **style)
+        by_speed.plot([r["qps_all_threads"] for r in rows], values, label=rows[0]["label"], **style)
+        if family == "exact":
+            continue  # at 32 bits a dimension it would squeeze the others into a corner
+        by_bytes.plot([r["bytes_per_vector"] for r in rows], values, **style)
         seconds = [max(1e-4, r["train_seconds"] + r["add_seconds"]) for r in rows]
         builds.plot([r["bytes_per_vector"] for r in rows], seconds, **style)
     _label(by_bytes, "Recall against bytes", "bytes per vector", f"recall {k}@{k}", "upper left is better")
@@ -62,6 +65,13 @@ def draw(record: dict[str, Any]):
     )
     _label(builds, "Build time", "bytes per vector", "train + add, seconds", "lower is better")
     builds.set_yscale("log")
+    for axes in (by_bytes, builds):
+        axes.xaxis.set_major_locator(LogLocator(2))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    by_speed.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
+    by_speed.xaxis.set_major_formatter(EngFormatter(sep=""))
+    by_speed.xaxis.set_minor_locator(NullLocator())
     if methods:
         figure.legend(loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return figure

@@ -71,11 +71,12 @@ def html_page(record: dict[str, Any], picture: bytes) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     tables = "".join(_table(record, bits, rows) for bits, rows in group_rows(record).items())
     encoded = base64.b64encode(picture).decode()
+    mean = f"squared mean of the unit vectors {data['squared_mean']:.3f}"
     kernels = f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])})"
     system = f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}"
     measured = (
-        f"{data['description']}: {data['n']:,} x {data['d']}, {data['nq']:,} queries, metric {data['metric']}, "
-        f"squared mean of the unit vectors {data['squared_mean']:.3f}. k = {settings['k']}, "
+        f"{data['description']}: {data['n']:,} x {data['d']}, {data['nq']:,} queries, "
+        f"metric {data['metric']}, {mean}. k = {settings['k']}, "
         f"{settings['threads']} threads, median of {settings['repeats']} interleaved repeats."
     )
     return f"""<!doctype html>
@@ -88,8 +89,8 @@ def html_page(record: dict[str, Any], picture: bytes) -> str:
  src="data:image/png;base64,{encoded}">
 <h2>Where the default code stands</h2><ul>{lines}</ul>
 {tables}
-<p class="soft">B/vec counts code, per-vector scalars and stored ids; resident is the growth of a fresh process,
-tables of fixed size included, divided by the vectors. Green is the best of its table.</p>
+<p class="soft">B/vec counts code, per-vector scalars and stored ids; resident is the growth of a fresh
+process, tables of fixed size included, divided by the vectors. Green is the best of its table.</p>
 <footer><h2>Measured on</h2>
 <p>{escape(kernels)}, {escape(system)}; {escape(versions)}; commit {escape(str(record["commit"]))};
 {escape(record["created"])}</p><p><code>{escape(record["command"])}</code></p></footer>

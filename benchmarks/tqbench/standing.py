@@ -27,10 +27,17 @@ def standings(record: dict[str, Any]) -> list[str]:
             _recall(ours, rivals, f"recall_{k}_at_{k}"),
             _ratio(ours, rivals, "queries/s", lambda r: r["qps_all_threads"]),
             _ratio(ours, rivals, "one query", lambda r: 1 / r["latency_ms_p50"]),
-            _ratio(ours, rivals, "build", lambda r: 1 / max(1e-6, r["train_seconds"] + r["add_seconds"])),
+            _ratio(ours, rivals, "build", _build_speed),
         ]
+        trained = next((r for r in rivals if r["method"] == "pq"), None)
+        if trained is not None:
+            parts.append(f"build x{_build_speed(ours) / _build_speed(trained):,.0f} of {trained['label']}")
         lines.append(f"{width_name(bits)}, {ours['label']}: " + "; ".join(parts))
     return lines
+
+
+def _build_speed(row: dict[str, Any]) -> float:
+    return 1 / max(1e-6, row["train_seconds"] + row["add_seconds"])
 
 
 def _recall(ours: dict[str, Any], rivals: list[dict[str, Any]], key: str) -> str:

@@ -1,4 +1,7 @@
-"""The README's tables, generated from the records in benchmarks/results: `python -m tqbench.tables`."""
+"""The README's tables, generated from the records in benchmarks/results: `python -m tqbench.tables`.
+
+Run it at the root of a checkout.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from .standing import standings
 
 __all__ = ["TABLES", "main", "render", "update"]
 
-_ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(
     r"(<!-- table:(?P<name>[a-z0-9_.-]+) -->\n)(?P<body>.*?)(<!-- /table:(?P=name) -->)", re.DOTALL
 )
@@ -129,8 +131,8 @@ def update(text: str, results: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Regenerate the tables of the given files; with --check only compare, and return 1 when one differs."""
     parser = argparse.ArgumentParser(prog="python -m tqbench.tables", description=__doc__)
-    parser.add_argument("files", nargs="*", type=Path, default=[_ROOT / "README.md"])
-    parser.add_argument("--results", type=Path, default=_ROOT / "benchmarks" / "results")
+    parser.add_argument("files", nargs="*", type=Path, default=[Path("README.md")])
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--check", action="store_true", help="change nothing; fail when a table differs")
     arguments = parser.parse_args(argv)
     differ = []

@@ -171,8 +171,9 @@ def _describe(opened: Any, path: str) -> dict[str, Any]:
 
 
 def _sentence(described: dict[str, Any]) -> str:
+    code = f"{described['code']} at {described['bits']:g} bits, metric {described['metric']}"
+    size = f"{described['bytes_per_vector']} bytes a vector with scalars"
     return (
-        f"{described['ntotal']:,} vectors, d = {described['d']}, {described['code']} at {described['bits']:g} "
-        f"bits, metric {described['metric']}: {described['bytes_per_vector']} bytes a vector with scalars "
+        f"{described['ntotal']:,} vectors, d = {described['d']}, {code}: {size} "
         f"({described['compression']:g} times below float32), {described['file_bytes']:,} bytes on disk"
     )

@@ -23,7 +23,7 @@ ONE_OF_EACH = [("chain", 0.5), ("chain", 2.5), ("chain", 8), ("mse", 1), ("mse",
 
 def reference_of(q):
     """The NumPy quantizer with the tables of a compiled one."""
-    config = q.config()
+    config = {name: value for name, value in q.config().items() if name not in ("tables", "plan")}
     code, bits, memory = config["code"], config["bits"], config.pop("memory")
     if code == "chain":
         return Reference(**config, table=chain_tables(bits, memory), rate=CHAIN_RATES[bits])

@@ -6,42 +6,59 @@ namespace tq::TQ_LEVEL {
 
 #if defined(__AVX512VBMI__) && defined(__AVX512VNNI__)
 
-// NB blocks by NQ queries with all sums in registers. Four tables of 16 entries fill one register: the index is
-// the nibble plus 16 times the byte's place in its word, and VPDPBUSD adds a row's four bytes, weighted.
+// sum += a's bytes (unsigned) times w's (signed), four at a time. Written out because GCC copies the sum around its
+// own intrinsic, which costs more than the instruction.
+static inline void add_products(__m512i& sum, __m512i a, __m512i w) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
+}
+
+// The low (half 0) or high (half 1) nibbles of one word of NB blocks for NQ queries. Four tables of 16 entries fill
+// one register: (x & nibble) | place is the nibble plus 16 times the byte's place in its word.
+template <int NB, int NQ, int kHalf>
+static inline __attribute__((always_inline)) void add_half(const uint32_t* word, ptrdiff_t block_stride, int w,
+                                                           const QueryTables* queries, __m512i (&sum)[NB * NQ]) {
+    const __m512i place = _mm512_set1_epi32(0x30201000), nibble = _mm512_set1_epi8(15);
+    __m512i index[NB];
+#pragma GCC unroll 8
+    for (int b = 0; b < NB; ++b) {
+        const __m512i x = _mm512_loadu_si512(word + b * block_stride);
+        index[b] = _mm512_ternarylogic_epi32(kHalf ? _mm512_srli_epi16(x, 4) : x, nibble, place, 0xEA);
+    }
+#pragma GCC unroll 4
+    for (int q = 0; q < NQ; ++q) {
+        const __m512i table = _mm512_loadu_si512(queries[q].lut + (ptrdiff_t)w * 128 + 64 * kHalf);
+        const __m512i weight = _mm512_set1_epi32((int)queries[q].weights[2 * w + kHalf]);
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b)
+            add_products(sum[b * NQ + q], _mm512_permutexvar_epi8(index[b], table), weight);
+    }
+}
+
+// NB blocks by NQ queries with all sums in registers.
 template <int NB, int NQ>
 static void scan_part(const uint32_t* blocks, int words, const QueryTables* queries, int32_t* acc,
                       ptrdiff_t acc_stride) {
-    const __m512i place = _mm512_set1_epi32(0x30201000), nibble = _mm512_set1_epi8(15);
-    __m512i sum[NB][NQ];
-    for (int b = 0; b < NB; ++b)
-        for (int q = 0; q < NQ; ++q) sum[b][q] = _mm512_setzero_si512();
+    const ptrdiff_t block_stride = (ptrdiff_t)words * kLanes;
+    __m512i sum[NB * NQ];
+#pragma GCC unroll 16
+    for (int i = 0; i < NB * NQ; ++i) sum[i] = _mm512_setzero_si512();
+    // The next blocks come into the second-level cache in order of address, which hides the memory's latency.
+    const char* next = (const char*)(blocks + NB * block_stride);
     for (int w = 0; w < words; ++w) {
-        __m512i low[NB], high[NB];
-        for (int b = 0; b < NB; ++b) {
-            const __m512i x = _mm512_loadu_si512(blocks + ((ptrdiff_t)b * words + w) * kLanes);
-            low[b] = _mm512_ternarylogic_epi32(x, nibble, place, 0xEA);  // (x & nibble) | place
-            high[b] = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, place, 0xEA);
-        }
-        for (int q = 0; q < NQ; ++q) {
-            const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
-            const __m512i t0 = _mm512_loadu_si512(lut), t1 = _mm512_loadu_si512(lut + 64);
-            const __m512i w0 = _mm512_set1_epi32((int)queries[q].weights[2 * w]);
-            const __m512i w1 = _mm512_set1_epi32((int)queries[q].weights[2 * w + 1]);
-            for (int b = 0; b < NB; ++b) {
-                sum[b][q] = _mm512_dpbusd_epi32(sum[b][q], _mm512_permutexvar_epi8(low[b], t0), w0);
-                sum[b][q] = _mm512_dpbusd_epi32(sum[b][q], _mm512_permutexvar_epi8(high[b], t1), w1);
-            }
-        }
+#pragma GCC unroll 8
+        for (int b = 0; b < NB; ++b) _mm_prefetch(next + ((ptrdiff_t)w * NB + b) * 64, _MM_HINT_T1);
+        add_half<NB, NQ, 0>(blocks + (ptrdiff_t)w * kLanes, block_stride, w, queries, sum);
+        add_half<NB, NQ, 1>(blocks + (ptrdiff_t)w * kLanes, block_stride, w, queries, sum);
     }
-    for (int b = 0; b < NB; ++b)
-        for (int q = 0; q < NQ; ++q)
-            _mm512_storeu_si512(acc + (ptrdiff_t)b * acc_stride + q * kLanes, sum[b][q]);
+#pragma GCC unroll 16
+    for (int i = 0; i < NB * NQ; ++i)
+        _mm512_storeu_si512(acc + (ptrdiff_t)(i / NQ) * acc_stride + i % NQ * kLanes, sum[i]);
 }
 
 template <int NQ>
 static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
                          ptrdiff_t acc_stride) {
-    // One query reads from memory: eight blocks keep enough lines in flight. More queries need the registers.
+    // One query shares its tables among eight blocks; more queries need the registers.
     constexpr int kStep = NQ == 1 ? 8 : 4;
     int b = 0;
     for (; b + kStep <= n_blocks; b += kStep)

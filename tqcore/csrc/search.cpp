@@ -99,8 +99,10 @@ public:
 
     void run(int64_t begin, int64_t end, Sink& sink) {
         std::vector<uint32_t> scratch;
-        for (int64_t b = begin; b < end; b += chunk_) {
-            const int64_t stop = std::min(end, b + chunk_);
+        // Small at first: a threshold from few rows spares most of the next ones.
+        int64_t size = 8, stop;
+        for (int64_t b = begin; b < end; b = stop, size = std::min(chunk_, 2 * size)) {
+            stop = std::min(end, b + size);
             const uint32_t* blocks = rows_.blocks ? rows_.blocks + b * words_ * kLanes : nullptr;
             if (!blocks) {
                 scratch.assign((size_t)(stop - b) * words_ * kLanes, 0);
@@ -180,8 +182,10 @@ private:
         const QueryBounds& q = tables_[query].bounds;
         const int at = base + lane;
         const float dot = (float)acc[lane] * q.delta, norm = norms ? norms[at] : 0.0f;
-        sink.add(query, {a[at] * (dot + (q.base + q.above)) + norm * q.norm_factor,
-                         a[at] * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)), row + at});
+        const float upper = a[at] * (dot + (q.base + q.above)) + norm * q.norm_factor;
+        if (upper < sink.threshold(query)) return;
+        sink.add(query, {upper, a[at] * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
+                         row + at});
     }
 
     const Rows& rows_;

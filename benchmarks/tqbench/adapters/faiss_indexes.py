@@ -33,11 +33,13 @@ class FaissIndex:
 
     threads_can_change = True
 
-    def __init__(self, d: int, bits: float, metric: str, *, kind: str) -> None:
+    def __init__(self, d: int, bits: float, metric: str, *, kind: str, rotate: bool = False) -> None:
         self.faiss = require("faiss", "faiss-cpu")
         number = self.faiss.METRIC_L2 if metric == "l2" else self.faiss.METRIC_INNER_PRODUCT
         try:
             self.index = _BUILDERS[kind](self.faiss, d, bits, number)
+            if rotate:
+                self.index = self.faiss.IndexPreTransform(self.faiss.RandomRotationMatrix(d, d), self.index)
         except (RuntimeError, AttributeError) as error:
             raise Unavailable(_reason(error)) from error
 
@@ -59,8 +61,9 @@ class FaissIndex:
 
     def bytes_per_vector(self, n: int) -> float:  # noqa: ARG002
         """FAISS's code_size, which holds its per-vector factors; ids of a flat index are positions."""
-        index = self.index.index if hasattr(self.index, "chain") else self.index
-        return float(index.code_size)
+        pretransformed = isinstance(self.index, self.faiss.IndexPreTransform)
+        inner = self.faiss.downcast_index(self.index.index) if pretransformed else self.index
+        return float(inner.code_size)
 
     def trained(self) -> bytes:
         """The index, trained and still empty, as bytes."""
@@ -97,7 +100,13 @@ def _product(faiss: Any, d: int, bits: float, metric: int) -> Any:
 
 def _rotated_product(faiss: Any, d: int, bits: float, metric: int) -> Any:
     m, _ = subspaces(d, bits)
-    return faiss.IndexPreTransform(faiss.OPQMatrix(d, m), _product(faiss, d, bits, metric))
+    rotation = faiss.OPQMatrix(d, m)
+    # The product quantizer that OPQMatrix would make for itself, less its warnings about small sets.
+    inner = faiss.ProductQuantizer(d, m, 8)
+    inner.cp.min_points_per_centroid = 1
+    rotation.pq = inner
+    rotation.inner = inner  # keeps it alive
+    return faiss.IndexPreTransform(rotation, _product(faiss, d, bits, metric))
 
 
 def _fast_product(faiss: Any, d: int, bits: float, metric: int) -> Any:

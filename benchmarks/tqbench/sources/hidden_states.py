@@ -103,8 +103,8 @@ def load_model(options: SourceOptions) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BenchError(
-            f"the model {options.model_id!r} cannot be loaded ({first}); download it where there is a network "
-            f"with `hf download {options.model_id}`, or give a local folder with --model-id FOLDER"
+            f"the model {options.model_id!r} cannot be loaded ({first}); download it where there is a "
+            f"network with `hf download {options.model_id}`, or give a local folder with --model-id FOLDER"
         ) from error
     return model.eval().to(device), tokenizer
 
