@@ -17,7 +17,7 @@ from .errors import BenchError
 from .records import read_record, read_records
 from .standing import standings
 
-__all__ = ["TABLES", "main", "render", "update"]
+__all__ = ["SHORT", "TABLES", "TRAINED", "main", "render", "update"]
 
 _BLOCK = re.compile(
     r"(<!-- table:(?P<name>[a-z0-9_.-]+) -->\n)(?P<body>.*?)(<!-- /table:(?P=name) -->)", re.DOTALL
@@ -83,6 +83,47 @@ def _recall(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _origin(record)])
 
 
+def _headline(record: dict[str, Any]) -> str:
+    """Our default code beside the best code that needs no training, and beside trained PQ."""
+    k, t = record["settings"]["k"], record["settings"]["threads"]
+    recall = f"recall_{k}_at_{k}"
+    lines = [
+        f"| bits | **tqann chain**, recall {k}@{k} | build | queries/s, {t} threads "
+        "| best rival without training | FAISS PQ | its train + add | its queries/s |",
+        "|---|---|---:|---:|---|---|---:|---:|",
+    ]
+    for bits, rows in group_rows(record).items():
+        measured = {row["method"]: row for row in rows if row["status"] == "ok"}
+        ours, product = measured.get("chain"), measured.get("pq")
+        rivals = [r for r in measured.values() if r["family"] != "tqann" and r["method"] not in TRAINED]
+        if ours is None or not rivals:
+            continue
+        best = max(rivals, key=lambda r: r[recall])
+        cells = [
+            f"{bits:g}",
+            f"**{_recall_cell(ours, recall)}**",
+            _build(ours),
+            f"{ours['qps_all_threads']:,.0f}",
+        ]
+        cells.append(
+            f"{_recall_cell(best, recall)} {best['label']}, {best['qps_all_threads']:,.0f} queries/s"
+        )
+        if product is None:
+            cells += ["-", "-", "-"]
+        else:
+            cells += [_recall_cell(product, recall), _build(product), f"{product['qps_all_threads']:,.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", _origin(record)])
+
+
+def _recall_cell(row: dict[str, Any], recall: str) -> str:
+    return f"{row[recall]:.3f} ({row['bytes_per_vector']:.0f} B)"
+
+
+def _build(row: dict[str, Any]) -> str:
+    return f"{row['train_seconds'] + row['add_seconds']:.2f} s"
+
+
 def _standing(record: dict[str, Any]) -> str:
     """Where we win and where we lose, in words."""
     return "\n".join(f"- {line}" for line in standings(record))
@@ -97,25 +138,42 @@ def _origin(record: dict[str, Any]) -> str:
     )
 
 
+# methods whose training is the point of the comparison
+TRAINED = frozenset({"pq", "pq-held-out", "pq-fs", "opq", "flat"})
 # kind of table -> how it is made; a marker names "KIND.RECORD", the record being a file of the results folder
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "headline": _headline,
     "comparison": _comparison,
     "recall": _recall,
     "standing": _standing,
 }
 
 
+# short marker -> kind, and the records of which the first that exists is shown
+SHORT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "headline": ("headline", ("ann-wiki-minilm", "ann-sample")),
+    "ann": ("comparison", ("ann-wiki-minilm", "ann-sample")),
+}
+
+
 def render(name: str, results: Path) -> str:
-    """The table that a marker names.
+    """The table that a marker names: "KIND.RECORD", or one of `SHORT`, empty without a record.
 
     Raises
     ------
     BenchError
         For an unknown kind or an absent record.
     """
+    if name in SHORT:
+        kind, candidates = SHORT[name]
+        present = [record for record in candidates if (results / f"{record}.json").is_file()]
+        return TABLES[kind](read_record(results / f"{present[0]}.json")) if present else ""
     kind, _, record = name.partition(".")
     if kind not in TABLES:
-        raise BenchError(f"table must be KIND.RECORD with KIND one of {', '.join(TABLES)}, got {name!r}")
+        kinds = ", ".join(TABLES)
+        raise BenchError(
+            f"table must be KIND.RECORD, KIND one of {kinds}, or {', '.join(SHORT)}; got {name!r}"
+        )
     path = results / f"{record}.json"
     if not path.is_file():
         known = ", ".join(read_records(results)) or "none"
@@ -125,7 +183,12 @@ def render(name: str, results: Path) -> str:
 
 def update(text: str, results: Path) -> str:
     """`text` with every marked table made again from the records."""
-    return _BLOCK.sub(lambda m: f"{m[1]}{render(m['name'], results)}\n{m[4]}", text)
+
+    def replaced(match: re.Match[str]) -> str:
+        table = render(match["name"], results)
+        return f"{match[1]}{table}\n{match[4]}" if table else f"{match[1]}{match[4]}"
+
+    return _BLOCK.sub(replaced, text)
 
 
 def main(argv: list[str] | None = None) -> int:
