@@ -61,8 +61,14 @@ struct Kernels {
     void (*chain_decode)(const ChainView*, const uint8_t* nibbles, float* yhat);
     void (*scalar_encode)(const ScalarView*, const float* y, uint8_t* index);   // index [d][16]
     void (*dot_tile)(const float* y, const float* yhat, int d, double* dots);
+    // lut [n_nibbles][16]: sum of q_i T over the coordinates that a nibble takes part in.
+    void (*chain_lut)(const ChainView*, const float* q, double* lut);
+    // lut of n_slots (a multiple of 8) nibbles to bytes [n_slots / 8][2][64] and weights; scratch [2 * n_slots].
+    void (*quantize_lut)(const double* lut, int n_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
+                         QueryBounds*);
+    // Sum over the nibbles of a packed row, in a fixed order.
+    double (*lut_score)(const double* lut, const uint8_t* row, int n_nibbles);
     // One row: sum of q_i * yhat_i in the fixed order of eight partial sums.
-    double (*chain_score)(const ChainView*, const uint8_t* nibbles, const float* q);
     double (*dot)(const float* q, const float* yhat, int d);
     // acc [n_blocks][n_queries][16] = weighted table sums; blocks [n_blocks][words][16].
     void (*scan)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,

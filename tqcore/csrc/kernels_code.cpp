@@ -141,26 +141,6 @@ void chain_decode(const ChainView* c, const uint8_t* nibbles, float* yhat) {
     }
 }
 
-// Coordinate i into sum i % 8, as in dot(); nibbles are one byte each.
-double chain_score(const ChainView* c, const uint8_t* nibbles, const float* q) {
-    double s[8] = {};
-    int phase = 0;
-    for (int i = 0; i < c->d; ++i) {
-        const float* t = c->tables + (ptrdiff_t)phase * c->memory * 16;
-        if (++phase == c->period) phase = 0;
-        int j = c->closes_at[i];
-        float v = t[nibbles[j]];
-        for (int o = 1; o < c->memory; ++o) {
-            j = j == 0 ? c->n_nibbles - 1 : j - 1;
-            v += t[16 * o + nibbles[j]];
-        }
-        s[i % 8] += (double)q[i] * (double)v;
-    }
-    for (int h = 4; h >= 1; h /= 2)
-        for (int l = 0; l < h; ++l) s[l] += s[l + h];
-    return s[0];
-}
-
 void scalar_encode(const ScalarView* c, const float* y, uint8_t* index) {
     const int n = (1 << c->bits) - 1;
     for (int i = 0; i < c->d; ++i) {

@@ -13,7 +13,9 @@ void chain_encode(const ChainView*, const float*, uint8_t*, void*);
 void chain_decode(const ChainView*, const uint8_t*, float*);
 void scalar_encode(const ScalarView*, const float*, uint8_t*);
 void dot_tile(const float*, const float*, int, double*);
-double chain_score(const ChainView*, const uint8_t*, const float*);
+void chain_lut(const ChainView*, const float*, double*);
+void quantize_lut(const double*, int, double*, uint8_t*, uint32_t*, QueryBounds*);
+double lut_score(const double*, const uint8_t*, int);
 double dot(const float*, const float*, int);
 void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
 void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
@@ -22,6 +24,6 @@ void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*,
 #define TQ_NAME(x) TQ_NAME_(x)
 const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,  load_rotated,  store_tile,    rotate_tile,   rotate_row,
                        chain_scratch,     chain_encode, chain_decode, scalar_encode, dot_tile,
-                       chain_score,       dot,          scan,         reachable};
+                       chain_lut,         quantize_lut, lut_score,    dot,           scan,          reachable};
 
 }  // namespace tq::TQ_LEVEL

@@ -147,7 +147,7 @@ auto lut(const tq::Code& code, const In<float, 2>& q) {
     Array<float> out({q.shape(0), (size_t)c.n_nibbles, 16});
     std::vector<double> row((size_t)c.n_nibbles * 16);
     for (size_t i = 0; i < q.shape(0); ++i) {
-        tq::chain_lut(c, q.data() + i * code.d, row.data());
+        tq::kernels()->chain_lut(&c, q.data() + i * code.d, row.data());
         for (size_t k = 0; k < row.size(); ++k) out.data[i * row.size() + k] = (float)row[k];
     }
     return out.take();

@@ -1,4 +1,4 @@
-// Eight-bit scanning tables of a query with rigorous bounds on what they lose.
+// The scanning tables of a query.
 #pragma once
 #include <vector>
 
@@ -8,17 +8,18 @@ namespace tq {
 
 class Tables {
 public:
+    // The exact tables, [8 * words][16], parts in the places of their nibbles.
+    void build_exact(const Code& code, const float* q);
+    // The exact tables and the bytes that are scanned.
     void build(const Code& code, const float* q);
-    QueryTables view() const { return {lut_.data(), weights_.data()}; }
+    QueryTables view() const { return {bytes_.data(), weights_.data()}; }
+    const double* exact() const { return exact_.data(); }
     QueryBounds bounds{};
 
 private:
-    std::vector<uint8_t> lut_;
+    std::vector<uint8_t> bytes_;
     std::vector<uint32_t> weights_;
-    std::vector<double> exact_;
+    std::vector<double> exact_, scratch_;
 };
-
-// lut [n_nibbles][16] of one chain part: sum of q_i T over the coordinates that a nibble takes part in.
-void chain_lut(const ChainView& chain, const float* q, double* lut);
 
 }  // namespace tq

@@ -15,28 +15,27 @@ constexpr int kGroup = 32;                       // queries that share one pass 
 constexpr int kTile = 4;                         // queries scanned together
 constexpr size_t kChunkBytes = 192 * 1024;       // codes that stay in the second-level cache
 constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
-constexpr int64_t kWorkPerThread = 1 << 20;      // code bytes times queries worth a thread
+constexpr int64_t kWorkPerThread = 6 << 20;      // code bytes times queries worth starting a thread for
 
 // The exact score that orders results: <q, x_hat>, minus half the squared norm for l2.
 class Scorer {
 public:
     explicit Scorer(const Rows& rows)
-        : rows_(rows), code_(*rows.code), packed_(code_.words() * 4), nibbles_(2 * (size_t)code_.code_size + 16),
-          yhat_(code_.query_size()) {}
+        : rows_(rows), code_(*rows.code), packed_((size_t)code_.words() * 4),
+          nibbles_(2 * (size_t)code_.code_size + 16), yhat_((size_t)code_.query_size()) {}
 
-    double operator()(int64_t row, const float* q) {
-        if (!code_.scannable()) {
-            decode(row);
-            return of_decoded(row, q);
-        }
-        const uint8_t* packed = bytes(row);
-        if (code_.parts.size() == 1) {
-            const ChainView& c = code_.parts[0].chain->view();
-            unpack_nibbles(packed, c.n_nibbles, nibbles_.data());
-            return finish(row, kernels()->chain_score(&c, nibbles_.data(), q), 0.0);
-        }
-        code_.decode_row(packed, yhat_.data(), nibbles_.data());
-        return of_decoded(row, q);
+    // Scores of later calls are against this query.
+    void set_query(const float* q) {
+        query_ = q;
+        if (code_.scannable()) tables_.build_exact(code_, q);
+    }
+
+    double operator()(int64_t row) {
+        // Half a byte may be unused at the end of a part: its table is zero.
+        if (code_.scannable())
+            return finish(row, kernels()->lut_score(tables_.exact(), bytes(row), 2 * code_.code_size), 0.0);
+        decode(row);
+        return of_decoded(row, query_);
     }
 
     void decode(int64_t row) { code_.decode_row(bytes(row), yhat_.data(), nibbles_.data()); }
@@ -63,6 +62,8 @@ private:
 
     const Rows& rows_;
     const Code& code_;
+    const float* query_ = nullptr;
+    Tables tables_;
     std::vector<uint8_t> packed_, nibbles_;
     std::vector<float> yhat_;
 };
@@ -262,13 +263,12 @@ float distance(const Rows& rows, const Queries& queries, int64_t query, double s
     return d > 0 ? (float)d : 0.0f;
 }
 
-std::vector<Scored> score_all(const Rows& rows, const Queries& queries, int64_t query,
+std::vector<Scored> score_all(Scorer& scorer, const Rows& rows, const Queries& queries, int64_t query,
                               const std::vector<int64_t>& candidates) {
-    Scorer scorer(rows);
+    scorer.set_query(queries.q + query * rows.code->query_size());
     std::vector<Scored> out;
     out.reserve(candidates.size());
-    const float* q = queries.q + query * rows.code->query_size();
-    for (const int64_t row : candidates) out.push_back({scorer(row, q), rows.ids ? rows.ids[row] : row});
+    for (const int64_t row : candidates) out.push_back({scorer(row), rows.ids ? rows.ids[row] : row});
     return out;
 }
 
@@ -290,6 +290,7 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
         scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), *sinks[(size_t)task]);
         if (--left[(size_t)g]) return;
         // The group's last slice: what no other slice can outdo is scored exactly.
+        Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
             Reservoir all(keep);
             for (int64_t t = 0; t < s.slices; ++t)
@@ -298,7 +299,7 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
             all.prune();
             std::vector<int64_t> candidates;
             for (const Candidate& c : all.candidates()) candidates.push_back(c.row);
-            std::vector<Scored> scored = score_all(rows, queries, first + i, candidates);
+            std::vector<Scored> scored = score_all(scorer, rows, queries, first + i, candidates);
             const size_t n = std::min<size_t>((size_t)keep, scored.size());
             std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
             for (size_t r = 0; r < n; ++r) {
@@ -326,9 +327,10 @@ std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& quer
             sink.limits[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
         }
         scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
+        Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
             std::vector<Hit> found;
-            for (const Scored& r : score_all(rows, queries, first + i, sink.kept[(size_t)i])) {
+            for (const Scored& r : score_all(scorer, rows, queries, first + i, sink.kept[(size_t)i])) {
                 const float d = distance(rows, queries, first + i, r.score);
                 if (l2 ? d < radius : d > radius) found.push_back({d, r.id});
             }

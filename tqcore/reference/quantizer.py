@@ -118,20 +118,39 @@ class Quantizer:
 
     def lut(self, q):
         """Nibble scores, float64 [nq, J, 16], of queries [nq, d]; chain, and mse of 1, 2, 4 bits."""
-        rotated = self.rotate(q)
+        return self._lut(self.rotate(q))
+
+    def _lut(self, rotated):
         if self.code == "chain":
             return chain.chain_lut(rotated, self.table, self.d, *self.rate)
         return mse.mse_lut(rotated, self.centroids)
 
     def score(self, q, codes, scalars, metric):
         """Scores float64 [nq, n] of coded rows for queries float32 [nq, d]; as `scan.score`."""
-        rotated = self.rotate(q)
-        if self.code != "prod":
-            parts = [(rotated, self.decode_rotated(codes))]
-        else:
-            yhat, z = self.prod_parts(codes)
-            parts = [(rotated, yhat), (prod.project(rotated, self.sketch, self.seed), z)]
-        return scan.score(q, parts, scalars, metric)
+        return scan.score(q, self._inner(self.rotate(q), codes), scalars, metric)
+
+    def _inner(self, rotated, codes):
+        """Inner products float64 [nq, n] for each scale column; codes of nibbles by their tables, in double."""
+        if self.code == "chain" or (self.code == "mse" and self.bits in (1, 2, 4)):
+            return [_table_sums(self._lut(rotated), codes)]
+        if self.code == "mse":
+            return [_products(rotated, self.decode_rotated(codes))]
+        yhat, z = self.prod_parts(codes)
+        return [_products(rotated, yhat), _products(prod.project(rotated, self.sketch, self.seed), z)]
 
     def _prod_parts(self, y):
         return prod.prod_encode(y, self.centroids, self.sketch, self.seed)
+
+
+def _products(queries, rows):
+    """Inner products float64 [nq, n]."""
+    return np.stack([rotation.dot(rows, q) for q in queries]) if len(queries) else np.zeros((0, len(rows)))
+
+
+def _table_sums(lut, codes):
+    """Sums float64 [nq, n] of lut [nq, J, 16] over the nibbles of codes, as `rotation.dot` orders them."""
+    nibbles = packing.unpack_nibbles(codes, lut.shape[1])
+    places = np.arange(lut.shape[1])
+    ones = np.ones(lut.shape[1])
+    rows = [rotation.dot(table[places, nibbles], ones) for table in lut]
+    return np.stack(rows) if rows else np.zeros((0, len(codes)))

@@ -40,9 +40,9 @@ def score(q, parts, scalars, metric):
     ----------
     q : numpy.ndarray
         float32 [nq, d], queries as they came.
-    parts : list of (numpy.ndarray, numpy.ndarray)
-        (query part float32 [nq, d], row part float32 [n, d]) for each scale column: (rotated query, yhat),
-        and for the `prod` code (sketched query, signs).
+    parts : list of numpy.ndarray
+        float64 [nq, n] for each scale column: inner products of rotated queries with yhat, and for the `prod`
+        code of sketched queries with signs.
     scalars : numpy.ndarray
         float32 [n, n_scalars]: one scale for each part, then for l2 the squared norm.
     metric : str
@@ -50,9 +50,8 @@ def score(q, parts, scalars, metric):
         zero query.
     """
     inner = np.zeros((len(q), len(scalars)))
-    for column, (left, right) in enumerate(parts):
-        for row, one in enumerate(left):
-            inner[row] += scalars[:, column].astype(np.float64) * dot(right, one)
+    for column, part in enumerate(parts):
+        inner += scalars[:, column].astype(np.float64) * part
     norms = norm(q)[:, None]
     if metric == "l2":
         return norms**2 + scalars[:, len(parts)].astype(np.float64) - 2.0 * inner
