@@ -153,7 +153,7 @@ class Plan:
         centred : ndarray
             float32 [n, d], the mean taken off.
         """
-        z = centred @ self.encode_matrix
+        z = _core.project(np.ascontiguousarray(centred), self.encode_matrix)
         energy = float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(centred)
         squares = np.einsum("ij,ij->j", z, z, dtype=np.float64) / len(centred)
         lengths = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)

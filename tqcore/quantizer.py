@@ -178,7 +178,7 @@ class Quantizer:
         """Rotated rows float32 [n, d] of float32 [n, d]."""
         return self._rotation.rotate(x)
 
-    def query(self, q: np.ndarray, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    def query(self, q: np.ndarray, metric: str, threads: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """What the scan needs of queries.
 
         Parameters
@@ -187,6 +187,8 @@ class Quantizer:
             float32 [nq, d].
         metric : str
             "l2", "ip" or "cosine".
+        threads : int
+            0 takes the default.
 
         Returns
         -------
@@ -203,12 +205,12 @@ class Quantizer:
             constants = np.zeros(len(q))
         else:
             constants = q.astype(np.float64) @ self.plan.mean.astype(np.float64)
-        return self.project(q), constants
+        return self.project(q, threads), constants
 
-    def project(self, q: np.ndarray) -> np.ndarray:
+    def project(self, q: np.ndarray, threads: int = 0) -> np.ndarray:
         """Queries float32 [nq, d] in the coordinates of the code, float32 [nq, core.query_size]."""
         if self.plan is not None and not self.plan.centres_only:
-            return q @ self.plan.query_matrix
+            return _core.project(q, self.plan.query_matrix, threads)
         rotated = self.rotate(q)
         if self._prod is None:
             return rotated
@@ -282,11 +284,11 @@ class Quantizer:
         return codes, self._columns([scale], norms)
 
     def _planned_chunk(self, plan: Plan, centred: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
-        z = centred @ plan.encode_matrix
+        z = _core.project(centred, plan.encode_matrix, threads)
         y, lengths = _core.normalize(z, threads)
         codes, dots, _ = _core.encode(self._encoder, y, None, threads)
-        starts = np.cumsum([0] + [s.dims for s in plan.segments[:-1]])
-        energy = np.add.reduceat(np.square(z, dtype=np.float64), starts, axis=1) @ plan.gains**2
+        weighted = z * np.repeat(plan.gains, [s.dims for s in plan.segments]).astype(np.float32)
+        energy = _core.normalize(weighted, threads)[1] ** 2
         # y is z at length sqrt(D); both dots and the scale are taken in the weighted space, gains put back.
         stretch = np.where(lengths > 0, math.sqrt(plan.dims) / np.where(lengths > 0, lengths, 1.0), 0.0)
         overlap = dots @ plan.gains**2

@@ -58,7 +58,7 @@ def search(
         int64 [nq, k]; equal scores by smaller id; padded with -1.
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
-    return _core.search(quantizer.core, stored, *quantizer.query(q, metric), k, threads)
+    return _core.search(quantizer.core, stored, *quantizer.query(q, metric, threads), k, threads)
 
 
 def range_search(
@@ -86,7 +86,7 @@ def range_search(
         float32 and int64 [lims[-1]].
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
-    return _core.range_search(quantizer.core, stored, *quantizer.query(q, metric), float(radius), threads)
+    return _core.range_search(quantizer.core, stored, *quantizer.query(q, metric, threads), float(radius), threads)
 
 
 def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:

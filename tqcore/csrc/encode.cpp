@@ -108,6 +108,14 @@ void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float*
     });
 }
 
+void project_rows(const float* x, int64_t n, int d, const float* m, int columns, float* out, int threads) {
+    const int64_t rows = 96, tasks = (n + rows - 1) / rows;
+    parallel_for(tasks, threads, [&](int64_t task) {
+        const int64_t first = task * rows, count = n - first < rows ? n - first : rows;
+        kernels()->project(x + first * d, d, (int)count, d, m, columns, out + first * columns);
+    });
+}
+
 void encode_rows(const Code& code, const RotationView* rotation, const float* x, int64_t n, uint8_t* codes,
                  double* dots, double* norms, int threads) {
     const int d = code.d, n_dots = code.parts.size() > 1 ? (int)code.parts.size() : 1;

@@ -8,6 +8,9 @@ namespace tq {
 void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, int threads);
 void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads);
 
+// out [n][columns] = x [n][d] times m [d][columns].
+void project_rows(const float* x, int64_t n, int d, const float* m, int columns, float* out, int threads);
+
 // codes [n][code_size], dots [n][max(1, parts)] = <y, yhat> per part, norms [n].
 // With a rotation x is raw; without one x is already y and norms is left alone.
 void encode_rows(const Code& code, const RotationView* rotation, const float* x, int64_t n, uint8_t* codes,

@@ -69,6 +69,8 @@ struct Kernels {
     // Sum over the nibbles of a packed row, in a fixed order.
     double (*lut_score)(const double* lut, const uint8_t* row, int n_nibbles);
     // One row: sum of q_i * yhat_i in the fixed order of eight partial sums.
+    // out [n][columns] = x [n][d] times m [d][columns], row-major.
+    void (*project)(const float* x, ptrdiff_t stride, int n, int d, const float* m, int columns, float* out);
     double (*dot)(const float* q, const float* yhat, int d);
     // acc [n_blocks][n_queries][16] = weighted table sums; blocks [n_blocks][words][16].
     void (*scan)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,

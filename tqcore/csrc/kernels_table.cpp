@@ -16,6 +16,7 @@ void dot_tile(const float*, const float*, int, double*);
 void chain_lut(const ChainView*, const float*, double*);
 void quantize_lut(const double*, int, double*, uint8_t*, uint32_t*, QueryBounds*);
 double lut_score(const double*, const uint8_t*, int);
+void project(const float*, ptrdiff_t, int, int, const float*, int, float*);
 double dot(const float*, const float*, int);
 void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
 void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
@@ -24,6 +25,6 @@ void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*,
 #define TQ_NAME(x) TQ_NAME_(x)
 const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,  load_rotated,  store_tile,    rotate_tile,   rotate_row,
                        chain_scratch,     chain_encode, chain_decode, scalar_encode, dot_tile,
-                       chain_lut,         quantize_lut, lut_score,    dot,           scan,          reachable};
+                       chain_lut,         quantize_lut, lut_score,    project,       dot,           scan,          reachable};
 
 }  // namespace tq::TQ_LEVEL

@@ -110,6 +110,17 @@ auto hadamard_rotate(const In<float, 2>& y, const In<float, 3>& signs, bool inve
     return out.take();
 }
 
+auto project(const In<float, 2>& x, const In<float, 2>& matrix, int threads) {
+    check(x.shape(1) == matrix.shape(0), "x: columns must equal the rows of matrix");
+    Array<float> out({x.shape(0), matrix.shape(1)});
+    {
+        nb::gil_scoped_release release;
+        tq::project_rows(x.data(), x.shape(0), (int)x.shape(1), matrix.data(), (int)matrix.shape(1), out.data,
+                         threads_or_default(threads));
+    }
+    return out.take();
+}
+
 nb::tuple encode(const tq::Code& code, const In<float, 2>& x, const std::optional<In<float, 3>>& signs, int threads) {
     check((int)x.shape(1) == code.d, "x: columns must equal the code's d");
     check(!code.signs, "sign bits are not encoded here");
@@ -326,6 +337,7 @@ NB_MODULE(_core, m) {
     m.def("with_signs", [](const tq::Code& c) { return with_signs(c, c.d); }, "code"_a);
     m.def("normalize", &normalize, "x"_a, "threads"_a = 0);
     m.def("hadamard_rotate", &hadamard_rotate, "y"_a, "signs"_a, "inverse"_a = false, "threads"_a = 0);
+    m.def("project", &project, "x"_a, "matrix"_a, "threads"_a = 0);
     m.def("encode", &encode, "code"_a, "x"_a, "signs"_a.none(), "threads"_a = 0);
     m.def("decode", &decode, "code"_a, "codes"_a, "threads"_a = 0);
     m.def("lut", &lut, "code"_a, "q"_a);

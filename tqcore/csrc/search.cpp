@@ -226,7 +226,7 @@ void scan(const Rows& rows, const Queries& queries, int64_t first, int count, in
 struct Shares {
     Shares(const Rows& rows, int64_t nq, int wanted) {
         blocks = (rows.n + kLanes - 1) / kLanes;
-        const int64_t work = rows.n * (int64_t)rows.code->code_size / kWorkPerThread * nq + 1;
+        const int64_t work = rows.n * (int64_t)rows.code->code_size * nq / kWorkPerThread + 1;
         threads = (int)std::max<int64_t>(1, std::min<int64_t>(wanted, work));
         group = (int)std::min<int64_t>(kGroup, std::max<int64_t>(1, nq));
         groups = (nq + group - 1) / group;
