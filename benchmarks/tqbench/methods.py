@@ -62,8 +62,10 @@ class Case:
         return f"{self.method.name}@{self.bits:g}"
 
 
-def _ours(name: str, label: str, bits: tuple[float, ...], **options: Any) -> Method:
-    return Method(name, label, "tqann", "ours:OurIndex", bits, options)
+def _ours(
+    name: str, label: str, bits: tuple[float, ...], trains_on: str = "nothing", **options: Any
+) -> Method:
+    return Method(name, label, "tqann", "ours:OurIndex", bits, options, trains_on)
 
 
 def _faiss(
@@ -83,6 +85,8 @@ def _faiss(
 _ALL = (
     _ours("chain", "tqann chain", CHAIN_BITS, code="chain", memory=2),
     _ours("chain-m3", "tqann chain, memory 3", CHAIN_BITS, code="chain", memory=3),
+    _ours("calibrated", "tqann calibrated", CHAIN_BITS, "base", plan="calibrated"),
+    _ours("calibrated-m3", "tqann calibrated, memory 3", CHAIN_BITS, "base", plan="calibrated", memory=3),
     _ours("mse-scale", "tqann mse + scale", _WHOLE, code="mse", scale="unbiased"),
     _ours("mse", "tqann mse (paper)", _WHOLE, code="mse", scale="norm"),
     _ours("prod", "tqann prod (paper, orthogonal)", _WHOLE, code="prod", sketch="orthogonal"),
@@ -110,7 +114,7 @@ _ALL = (
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 # Slow ones, and variants whose sibling tells more: they run when asked for.
 ON_REQUEST = frozenset(
-    {"opq", "pq-held-out", "prod-gaussian", *(name for name in METHODS if name.endswith("-raw"))}
+    {"opq", "pq-held-out", "prod-gaussian", "calibrated-m3", *(name for name in METHODS if name.endswith("-raw"))}
 )
 
 

@@ -14,18 +14,21 @@ __all__ = ["OurIndex"]
 
 
 class OurIndex:
-    """Our index; nothing is trained, ids are positions until a caller names them."""
+    """Our index; ids are positions until a caller names them. What `train` is given, only a calibrated plan uses."""
 
     threads_can_change = True
 
     def __init__(self, d: int, bits: float, metric: str, **options: Any) -> None:
+        self.planned = options.get("plan") == "calibrated"
         try:
             self.index = TurboQuantIndex(d, bits, metric, **options)
         except ValueError as error:
             raise Unavailable(str(error)) from error
 
     def train(self, x: np.ndarray) -> None:
-        """Nothing to learn."""
+        """Mean and second moments for a plan; nothing otherwise."""
+        if self.planned:
+            self.index.calibrate(x)
 
     def add(self, x: np.ndarray) -> None:
         """Append vectors."""
