@@ -4,16 +4,17 @@ from .filters import SearchParameters
 from .format import IndexFileError
 from .index import METRIC_INNER_PRODUCT, METRIC_L2, TurboQuantIndex
 from .io import read_index, write_index
+from .planning import DriftWarning
 
 __version__: str
 
 __all__ = [
     "METRIC_INNER_PRODUCT",
     "METRIC_L2",
+    "DriftWarning",
     "IndexFileError",
     "SearchParameters",
     "TurboQuantIndex",
-    "__version__",
     "read_index",
     "write_index",
 ]
