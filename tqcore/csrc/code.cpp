@@ -23,6 +23,7 @@ Chain::Chain(int d, int p, int q, int memory, const float* tables)
     view_.first_closing = first_closing_.data();
     view_.pair_metric = pair_metric_.data();
     view_.pair_metrics = pair_metrics_.data();
+    view_.transposed_metrics = transposed_.data();
 }
 
 // A depends on which coordinates close at the nibble: their phase and their number.
@@ -51,6 +52,10 @@ void Chain::build_metrics(int p) {
         }
         pair_metric_[j] = at;
     }
+    if (m != 2) return;
+    transposed_.resize(pair_metrics_.size());
+    for (size_t i = 0; i < transposed_.size(); ++i)
+        transposed_[i] = pair_metrics_[i / 256 * 256 + i % 16 * 16 + i / 16 % 16];
 }
 
 Scalar::Scalar(int d, int bits, const float* centroids) : centroids_(centroids, centroids + (size_t(1) << bits)) {
@@ -87,8 +92,7 @@ void Code::add_signs() {
     code_size += (d + 7) / 8;
 }
 
-static void decode_chain(const ChainView& c, const uint8_t* row, float* yhat, uint8_t* nibbles) {
-    unpack_nibbles(row, c.n_nibbles, nibbles);
+void decode_nibbles(const ChainView& c, const uint8_t* nibbles, float* yhat) {
     for (int i = 0; i < c.d; ++i) {
         const float* t = c.tables + (size_t)(i % c.period) * c.memory * 16;
         int j = c.closes_at[i];
@@ -112,7 +116,10 @@ static void decode_scalar(const ScalarView& c, const uint8_t* row, float* yhat) 
 }
 
 void Code::decode_row(const uint8_t* row, float* yhat, uint8_t* nibbles) const {
-    for (const Part& p : parts) decode_chain(p.chain->view(), row + p.byte, yhat + p.first, nibbles);
+    for (const Part& p : parts) {
+        unpack_nibbles(row + p.byte, p.chain->view().n_nibbles, nibbles);
+        decode_nibbles(p.chain->view(), nibbles, yhat + p.first);
+    }
     if (scalar) decode_scalar(scalar->view(), row, yhat);
     if (parts.empty() && !scalar)
         for (int i = 0; i < d; ++i) yhat[i] = 0.0f;

@@ -18,7 +18,7 @@ private:
     void build_metrics(int p);
     ChainView view_{};
     std::vector<float> tables_, metric_tables_;
-    std::vector<int32_t> closes_at_, first_closing_, pair_metric_, pair_metrics_;
+    std::vector<int32_t> closes_at_, first_closing_, pair_metric_, pair_metrics_, transposed_;
 };
 
 class Scalar {
@@ -54,6 +54,8 @@ struct Code {
     void decode_row(const uint8_t* row, float* yhat, uint8_t* nibbles) const;
 };
 
+// Coordinates yhat [d] of one nibble a byte.
+void decode_nibbles(const ChainView& chain, const uint8_t* nibbles, float* yhat);
 void unpack_nibbles(const uint8_t* row, int n_nibbles, uint8_t* nibbles);
 
 }  // namespace tq

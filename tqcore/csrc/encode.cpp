@@ -83,6 +83,35 @@ void encode_tile(const Code& code, const float* y, int rows, uint8_t* codes, dou
     }
 }
 
+bool encodes_rowwise(const Code& code) {
+    for (const Part& p : code.parts)
+        if (p.chain->view().memory != 2) return false;
+    return !code.parts.empty();
+}
+
+// What a tile does, for one row.
+void encode_row(const Code& code, const RotationView* rotation, const float* x, uint8_t* codes, double* dots,
+                double* norm) {
+    const Kernels& k = *kernels();
+    std::vector<float> y(x, x + code.d), yhat((size_t)code.d);
+    if (rotation) {
+        *norm = k.normalize_row(x, code.d, y.data());
+        k.rotate_row(rotation, y.data(), 0);
+    }
+    std::vector<uint8_t> nibbles, back;
+    for (size_t p = 0; p < code.parts.size(); ++p) {
+        const ChainView& c = code.parts[p].chain->view();
+        const float* part = y.data() + code.parts[p].first;
+        nibbles.assign((size_t)c.n_nibbles + 1, 0);
+        back.resize((size_t)kLanes * (size_t)(c.n_nibbles > 32 ? c.n_nibbles : 32));
+        k.chain_encode_row(&c, part, nibbles.data(), back.data());
+        for (int j = 0; j < c.n_nibbles; j += 2)
+            codes[code.parts[p].byte + j / 2] = (uint8_t)(nibbles[(size_t)j] | nibbles[(size_t)j + 1] << 4);
+        decode_nibbles(c, nibbles.data(), yhat.data());
+        dots[p] = k.dot(part, yhat.data(), c.d);
+    }
+}
+
 }  // namespace
 
 void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, int threads) {
@@ -119,6 +148,11 @@ void project_rows(const float* x, int64_t n, int d, const float* m, int columns,
 void encode_rows(const Code& code, const RotationView* rotation, const float* x, int64_t n, uint8_t* codes,
                  double* dots, double* norms, int threads) {
     const int d = code.d, n_dots = code.parts.size() > 1 ? (int)code.parts.size() : 1;
+    if (n < kRowwise && encodes_rowwise(code)) {
+        for (int64_t i = 0; i < n; ++i)
+            encode_row(code, rotation, x + i * d, codes + i * code.code_size, dots + i * n_dots, norms + i);
+        return;
+    }
     size_t chain_bytes = 64, nibble_bytes = tile_floats(d) + 64;
     for (const Part& p : code.parts) {
         const size_t bytes = kernels()->chain_scratch(&p.chain->view()), nibbles = (size_t)p.chain->view().n_nibbles;

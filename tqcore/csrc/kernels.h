@@ -20,6 +20,7 @@ struct ChainView {
     const int32_t* first_closing;  // [n_nibbles + 1] coordinates closing at nibble j: first_closing[j] .. first_closing[j+1]
     const int32_t* pair_metric;    // [n_nibbles] offset of A_j into pair_metrics
     const int32_t* pair_metrics;   // concatenated A, 16^memory each
+    const int32_t* transposed_metrics;  // the same with the two nibbles exchanged, for memory 2
 };
 
 // A scalar code: nearest centroid, little-endian bit stream.
@@ -57,6 +58,9 @@ struct Kernels {
     size_t (*chain_scratch)(const ChainView*);
     // y [d][16] -> nibbles [n_nibbles][16]
     void (*chain_encode)(const ChainView*, const float* y, uint8_t* nibbles, void* scratch);
+    // One row: y [d] from x, returning the norm; y -> nibbles [n_nibbles] for memory 2, back [16 * max(n_nibbles, 32)].
+    double (*normalize_row)(const float* x, int d, float* y);
+    void (*chain_encode_row)(const ChainView*, const float* y, uint8_t* nibbles, uint8_t* back);
     // nibbles -> yhat [d][16]
     void (*chain_decode)(const ChainView*, const uint8_t* nibbles, float* yhat);
     void (*scalar_encode)(const ScalarView*, const float* y, uint8_t* index);   // index [d][16]

@@ -10,6 +10,8 @@ void rotate_tile(const RotationView*, float*, int);
 void rotate_row(const RotationView*, float*, int);
 size_t chain_scratch(const ChainView*);
 void chain_encode(const ChainView*, const float*, uint8_t*, void*);
+double normalize_row(const float*, int, float*);
+void chain_encode_row(const ChainView*, const float*, uint8_t*, uint8_t*);
 void chain_decode(const ChainView*, const uint8_t*, float*);
 void scalar_encode(const ScalarView*, const float*, uint8_t*);
 void dot_tile(const float*, const float*, int, double*);
@@ -23,8 +25,9 @@ void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*,
 
 #define TQ_NAME_(x) #x
 #define TQ_NAME(x) TQ_NAME_(x)
-const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,  load_rotated,  store_tile,    rotate_tile,   rotate_row,
-                       chain_scratch,     chain_encode, chain_decode, scalar_encode, dot_tile,
-                       chain_lut,         quantize_lut, lut_score,    project,       dot,           scan,          reachable};
+const Kernels table = {TQ_NAME(TQ_LEVEL), load_tile,     load_rotated,     store_tile, rotate_tile,   rotate_row,
+                       chain_scratch,     chain_encode,  normalize_row,    chain_encode_row,
+                       chain_decode,      scalar_encode, dot_tile,         chain_lut,  quantize_lut,  lut_score,
+                       project,           dot,           scan,             reachable};
 
 }  // namespace tq::TQ_LEVEL
