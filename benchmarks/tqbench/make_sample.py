@@ -84,7 +84,7 @@ def _load_int8_model(folder: str):
 def store(path: Path, parts: dict[str, np.ndarray]) -> None:
     """Write the parts as int8 rows and report size and squared mean."""
     packed = {f"{part}_{key}": value for part, x in parts.items() for key, value in pack_int8(x).items()}
-    np.savez(path, **packed)
+    np.savez(path, allow_pickle=False, **packed)
     base = unpack_int8(packed["base_q"], packed["base_step"]).astype(np.float64)
     mean = base.mean(axis=0)
     size = path.stat().st_size / 1e6

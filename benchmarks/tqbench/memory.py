@@ -45,7 +45,9 @@ class MemoryMeter:
         """Bytes by which the process grew from before the index to after its last add; None if unknown."""
         ours, theirs = self._context.Pipe()
         arguments = (theirs, str(self._path), self._metric, case, trained)
-        process = self._context.Process(target=_measure, args=arguments, daemon=True)
+        process = self._context.Process(  # type: ignore[attr-defined]
+            target=_measure, args=arguments, daemon=True
+        )
         process.start()
         theirs.close()
         try:

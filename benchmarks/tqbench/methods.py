@@ -114,7 +114,13 @@ _ALL = (
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
 # Slow ones, and variants whose sibling tells more: they run when asked for.
 ON_REQUEST = frozenset(
-    {"opq", "pq-held-out", "prod-gaussian", "calibrated-m3", *(name for name in METHODS if name.endswith("-raw"))}
+    {
+        "opq",
+        "pq-held-out",
+        "prod-gaussian",
+        "calibrated-m3",
+        *(name for name in METHODS if name.endswith("-raw")),
+    }
 )
 
 

@@ -87,10 +87,11 @@ def html_page(record: dict[str, Any], picture: bytes) -> str:
 <p>{escape(measured)}</p>
 <img alt="Recall against bytes, recall against queries per second, and build time"
  src="data:image/png;base64,{encoded}">
-<h2>Where the default code stands</h2><ul>{lines}</ul>
+<h2>Where tqann stands</h2><ul>{lines}</ul>
 {tables}
 <p class="soft">B/vec counts code, per-vector scalars and stored ids; resident is the growth of a fresh
-process, tables of fixed size included, divided by the vectors. Green is the best of its table.</p>
+process, tables of fixed size included, divided by the vectors. One query (1q) is timed at one thread.
+Green is the best of its table.</p>
 <footer><h2>Measured on</h2>
 <p>{escape(kernels)}, {escape(system)}; {escape(versions)}; commit {escape(str(record["commit"]))};
 {escape(record["created"])}</p><p><code>{escape(record["command"])}</code></p></footer>

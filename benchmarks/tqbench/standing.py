@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["OURS", "standings", "width_name"]
 
-OURS = "chain"
+OURS = ("chain", "calibrated")
 
 
 def width_name(bits: float) -> str:
@@ -15,25 +15,29 @@ def width_name(bits: float) -> str:
 
 
 def standings(record: dict[str, Any]) -> list[str]:
-    """One line per width: recall, batch speed, single-query speed and build time against the best rival."""
-    k, lines = record["settings"]["k"], []
+    """One line per width and code of `OURS`: recall, speed and build time against the best rival in each."""
+    lines = []
     for bits in dict.fromkeys(row["bits"] for row in record["results"]):
         rows = [r for r in record["results"] if r["bits"] == bits and r["status"] == "ok"]
-        ours = next((r for r in rows if r["method"] == OURS), None)
         rivals = [r for r in rows if r["family"] != "tqann"]
-        if ours is None or not rivals:
-            continue
-        parts = [
-            _recall(ours, rivals, f"recall_{k}_at_{k}"),
-            _ratio(ours, rivals, "queries/s", lambda r: r["qps_all_threads"]),
-            _ratio(ours, rivals, "one query", lambda r: 1 / r["latency_ms_p50"]),
-            _ratio(ours, rivals, "build", _build_speed),
-        ]
-        trained = next((r for r in rivals if r["method"] == "pq"), None)
-        if trained is not None:
-            parts.append(f"build x{_build_speed(ours) / _build_speed(trained):,.0f} of {trained['label']}")
-        lines.append(f"{width_name(bits)}, {ours['label']}: " + "; ".join(parts))
+        for name in OURS:
+            ours = next((r for r in rows if r["method"] == name), None)
+            if ours is not None and rivals:
+                lines.append(_line(ours, rivals, record["settings"]["k"]))
     return lines
+
+
+def _line(ours: dict[str, Any], rivals: list[dict[str, Any]], k: int) -> str:
+    parts = [
+        _recall(ours, rivals, f"recall_{k}_at_{k}"),
+        _ratio(ours, rivals, "queries/s", lambda r: r["qps_all_threads"]),
+        _ratio(ours, rivals, "one query", lambda r: 1 / r["latency_ms_p50"]),
+        _ratio(ours, rivals, "build", _build_speed),
+    ]
+    trained = next((r for r in rivals if r["method"] == "pq"), None)
+    if trained is not None:
+        parts.append(f"build x{_build_speed(ours) / _build_speed(trained):,.0f} of {trained['label']}")
+    return f"{width_name(ours['bits'])}, {ours['label']}: " + "; ".join(parts)
 
 
 def _build_speed(row: dict[str, Any]) -> float:

@@ -34,7 +34,7 @@ def _comparison(record: dict[str, Any]) -> str:
         f"recall {k}@{k}",
         "train s",
         "add s",
-        "one query ms",
+        "one query, 1 thread, ms",
         f"queries/s, {t} threads",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * 2 + "---:|" * (len(head) - 2)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,18 +35,23 @@ class FaissIndex:
     threads_can_change = True
 
     def __init__(self, d: int, bits: float, metric: str, *, kind: str, rotate: bool = False) -> None:
-        self.faiss = require("faiss", "faiss-cpu")
+        self.faiss, self.rotated = require("faiss", "faiss-cpu"), rotate
         number = self.faiss.METRIC_L2 if metric == "l2" else self.faiss.METRIC_INNER_PRODUCT
         try:
             self.index = _BUILDERS[kind](self.faiss, d, bits, number)
             if rotate:
-                self.index = self.faiss.IndexPreTransform(self.faiss.RandomRotationMatrix(d, d), self.index)
+                self.index = self.faiss.IndexPreTransform(_rotation(self.faiss, d), self.index)
         except (RuntimeError, AttributeError) as error:
             raise Unavailable(_reason(error)) from error
 
     def train(self, x: np.ndarray) -> None:
-        """Train with FAISS's own settings."""
-        self._checked(self.index.train, x)
+        """Train with FAISS's own settings; the rotation, which learns nothing, was made before."""
+        if self.rotated:
+            inner = self.faiss.downcast_index(self.index.index)
+            self._checked(inner.train, self.index.chain.at(0).apply(x))
+            self.index.is_trained = inner.is_trained
+        else:
+            self._checked(self.index.train, x)
 
     def add(self, x: np.ndarray) -> None:
         """Append vectors."""
@@ -78,6 +84,14 @@ class FaissIndex:
             function(x)
         except RuntimeError as error:
             raise Unavailable(_reason(error)) from error
+
+
+@lru_cache(maxsize=8)
+def _rotation(faiss: Any, d: int) -> Any:
+    """FAISS's random rotation: the same matrix whoever asks."""
+    rotation = faiss.RandomRotationMatrix(d, d)
+    rotation.init(12345)  # the seed of its own train()
+    return rotation
 
 
 def _reason(error: Exception) -> str:

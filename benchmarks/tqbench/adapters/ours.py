@@ -14,7 +14,7 @@ __all__ = ["OurIndex"]
 
 
 class OurIndex:
-    """Our index; ids are positions until a caller names them. What `train` is given, only a calibrated plan uses."""
+    """Our index; ids are positions until a caller names them. Only a calibrated plan uses `train`."""
 
     threads_can_change = True
 

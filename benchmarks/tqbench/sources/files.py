@@ -129,7 +129,7 @@ def _read_hdf5(path: Path, name: str) -> np.ndarray:
     with _open_hdf5(path) as file:
         if name not in file:
             raise BenchError(f"{path.name} has no dataset {name!r}, only {', '.join(file)}")
-        return file[name][:]
+        return np.asarray(file[name])
 
 
 def _read_ann_benchmarks(path: Path) -> tuple[np.ndarray, np.ndarray | None, str]:

@@ -19,7 +19,7 @@ def load_digits(options: SourceOptions) -> Dataset:
         from sklearn.datasets import load_digits as sklearn_digits
     except ImportError as error:
         raise BenchError("source digits needs scikit-learn: pip install 'tqann[bench]'") from error
-    pixels = sklearn_digits().data.astype(np.float32)
+    pixels = sklearn_digits(return_X_y=True)[0].astype(np.float32)
     base, queries, held_out = split_rows(pixels, options.nq or 197, 400, options.seed)
     return Dataset("digits", "scikit-learn digits, 8 x 8 pixels", base, queries, "l2", held_out).limited(
         options
