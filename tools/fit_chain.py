@@ -86,7 +86,9 @@ def fit(bits: float, memory: int, seed: int, starts: int, effort: float) -> tupl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--bits", type=float, nargs="*", default=list(CHAIN_RATES))
     parser.add_argument("--memory", type=int, nargs="*", default=[2, 3])
@@ -104,7 +106,9 @@ def main() -> None:
             if mse < kept:
                 stored[key], stored[f"{key}_mse"] = tables, np.float64(mse)
                 np.savez(args.out, **stored)  # type: ignore[arg-type]
-            print(f"{key}: mse {mse:.6f} (stored {kept:.6f}), {time.perf_counter() - begin:.0f} s", flush=True)
+            print(
+                f"{key}: mse {mse:.6f} (stored {kept:.6f}), {time.perf_counter() - begin:.0f} s", flush=True
+            )
 
 
 if __name__ == "__main__":

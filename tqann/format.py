@@ -157,11 +157,17 @@ def _validated(text: bytes) -> Header:
 
 
 def _planning(fields: Any) -> dict[str, Any]:
-    _require(isinstance(fields, dict) and fields.keys() == {"mode", "error", "baseline"}, "unknown planning", fields)
+    _require(
+        isinstance(fields, dict) and fields.keys() == {"mode", "error", "baseline"},
+        "unknown planning",
+        fields,
+    )
     _require(fields["mode"] in PLANS, f"planning.mode must be one of {PLANS}", fields["mode"])
     for name in ("error", "baseline"):
         value = fields[name]
-        _require(type(value) is float and 0 <= value < math.inf, f"planning.{name} must be a number >= 0", value)
+        _require(
+            type(value) is float and 0 <= value < math.inf, f"planning.{name} must be a number >= 0", value
+        )
     return fields
 
 

@@ -85,6 +85,9 @@ class TurboQuantIndex:
                 f'device must be "cpu", the only one available in this installation, got {device!r}; '
                 "GPU support comes with an extra of its own"
             )
+        if plan not in PLANS:
+            raise ValueError(f"plan must be one of {', '.join(map(repr, PLANS))}, got {plan!r}")
+        needs = quantizer_options(metric)
         quantizer = Quantizer(
             d,
             bits,
@@ -94,10 +97,9 @@ class TurboQuantIndex:
             seed=seed,
             scale=scale,
             sketch=sketch,
-            **quantizer_options(metric),
+            store_norm=needs["store_norm"],
+            normalize=needs["normalize"],
         )
-        if plan not in PLANS:
-            raise ValueError(f"plan must be one of {', '.join(map(repr, PLANS))}, got {plan!r}")
         if plan != "oblivious":
             quantizer.check_plannable()
         self._assemble(Collection(quantizer), metric, Planner(plan), threads)
@@ -200,7 +202,9 @@ class TurboQuantIndex:
         index holds vectors.
         """
         if self.ntotal:
-            raise RuntimeError(f"calibrate must come before the first add; the index holds {self.ntotal} vectors")
+            raise RuntimeError(
+                f"calibrate must come before the first add; the index holds {self.ntotal} vectors"
+            )
         vectors = check_vectors(sample, "sample", self.d)
         if len(vectors) < 2:
             raise ValueError(f"sample must have at least 2 vectors, got {len(vectors)}")

@@ -129,7 +129,7 @@ def _write(index: TurboQuantIndex, file: Any) -> None:
     arrays = plan.arrays().values() if plan else ()
     data = {
         "plan": (np.ascontiguousarray(array, dtype="<f4") for array in arrays),
-        "codes": _code_chunks(storage), 
+        "codes": _code_chunks(storage),
         "scalars": _scalar_chunks(storage),
         "ids": iter((ids,)),
     }

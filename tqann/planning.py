@@ -75,7 +75,9 @@ class Planner:
         if self.mode == "auto" and len(vectors) < auto_rows(quantizer.d):
             return quantizer
         if len(vectors) < 2:
-            raise ValueError("x must have at least 2 vectors to calibrate on, or call calibrate() before; got 1")
+            raise ValueError(
+                "x must have at least 2 vectors to calibrate on, or call calibrate() before; got 1"
+            )
         return self.calibrated(quantizer, vectors, None)
 
     def observe(self, quantizer: Quantizer, vectors: np.ndarray) -> None:

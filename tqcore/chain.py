@@ -22,7 +22,9 @@ def _stored() -> dict[str, np.ndarray]:
 
 def _key(bits: float, memory: int) -> str:
     if bits not in CHAIN_RATES:
-        raise ValueError(f"bits must be one of {', '.join(f'{b:g}' for b in CHAIN_RATES)} for code 'chain', got {bits!r}")
+        raise ValueError(
+            f"bits must be one of {', '.join(f'{b:g}' for b in CHAIN_RATES)} for code 'chain', got {bits!r}"
+        )
     if memory not in (2, 3):
         raise ValueError(f"memory must be 2 or 3, got {memory!r}")
     return f"{bits:g}_m{memory}"
@@ -57,5 +59,5 @@ def nibble_tables(centroids: np.ndarray) -> np.ndarray:
 
 def chain_code(d: int, bits: float, memory: int) -> _core.Code:
     """The compiled chain code of `d` dimensions."""
-    p, q = CHAIN_RATES[bits] if bits in CHAIN_RATES else (0, 0)
-    return _core.chain_code(d, p, q, chain_tables(bits, memory))
+    tables = chain_tables(bits, memory)
+    return _core.chain_code(d, *CHAIN_RATES[bits], tables)

@@ -139,7 +139,11 @@ class Plan:
     def noise(self) -> np.ndarray:
         """Squared error in the original space that each segment adds at unit scale, float64 [segments]."""
         lengths = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)
-        return self._per_segment(lengths) * self.gains**2 * [chain_mse(s.bits, self.memory) for s in self.segments]
+        return (
+            self._per_segment(lengths)
+            * self.gains**2
+            * [chain_mse(s.bits, self.memory) for s in self.segments]
+        )
 
     def _per_segment(self, columns: np.ndarray) -> np.ndarray:
         starts = np.cumsum([0] + [s.dims for s in self.segments[:-1]])
@@ -171,7 +175,9 @@ class Plan:
         }
 
     @classmethod
-    def from_description(cls, plan: dict[str, Any], seed: int, memory: int, arrays: dict[str, np.ndarray]) -> Plan:
+    def from_description(
+        cls, plan: dict[str, Any], seed: int, memory: int, arrays: dict[str, np.ndarray]
+    ) -> Plan:
         """The plan of a `describe()` and `arrays`."""
         return cls(segments=tuple(Segment(*s) for s in plan["segments"]), seed=seed, memory=memory, **arrays)
 
@@ -195,7 +201,13 @@ class Plan:
         if not isinstance(segments, list) or not 1 <= len(segments) <= d:
             raise ValueError(f"plan.segments must be a list of 1 to {d} segments")
         for s in segments:
-            if not isinstance(s, list) or len(s) != 3 or type(s[0]) is not int or s[0] < 8 or s[1] not in CHAIN_RATES:
+            if (
+                not isinstance(s, list)
+                or len(s) != 3
+                or type(s[0]) is not int
+                or s[0] < 8
+                or s[1] not in CHAIN_RATES
+            ):
                 raise ValueError(f"plan.segments must hold [dims >= 8, rate, gain], got {s!r}")
             if type(s[2]) is not float or not 0 < s[2] < np.inf:
                 raise ValueError(f"plan.segments must have positive gains, got {s[2]!r}")

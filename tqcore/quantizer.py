@@ -133,7 +133,18 @@ class Quantizer:
 
     def config(self) -> dict[str, Any]:
         """JSON-able arguments that make the same quantizer again."""
-        names = ("d", "bits", "code", "memory", "rotation", "seed", "scale", "sketch", "store_norm", "normalize")
+        names = (
+            "d",
+            "bits",
+            "code",
+            "memory",
+            "rotation",
+            "seed",
+            "scale",
+            "sketch",
+            "store_norm",
+            "normalize",
+        )
         config = {name: getattr(self, name) for name in names}
         # Codes mean what they mean only with the tables they were made with.
         config["tables"] = tables_fingerprint() if self.code == "chain" else None
@@ -155,7 +166,9 @@ class Quantizer:
     def same_as(self, other: Quantizer) -> bool:
         """Whether both give the same codes."""
         mine, theirs = (q.plan.arrays() if q.plan else {} for q in (self, other))
-        return self.config() == other.config() and all(np.array_equal(mine[name], theirs[name]) for name in mine)
+        return self.config() == other.config() and all(
+            np.array_equal(mine[name], theirs[name]) for name in mine
+        )
 
     def __repr__(self) -> str:
         options = self.config() | {"plan": self.plan}
@@ -163,9 +176,9 @@ class Quantizer:
 
     def with_plan(self, plan: Plan | None) -> Quantizer:
         """The same quantizer under a plan, or without one."""
-        options = self.config() | {"plan": plan}
-        del options["tables"]
-        return Quantizer(**options)
+        options = self.config()
+        del options["tables"], options["plan"]
+        return Quantizer(**options, plan=plan)
 
     def normalized(self, x: np.ndarray) -> np.ndarray:
         """Rows float32 [n, d] as they are, or at length 1 if the quantizer takes them so."""
@@ -272,7 +285,7 @@ class Quantizer:
             y, norms = _core.normalize(x, threads)
             y = self._rotation.rotate(y)
             if self._prod is not None:
-                return self._prod_scalars(y, norms)
+                return self._prod_scalars(self._prod, y, norms)
             codes, dots, _ = _core.encode(self._encoder, y, None, threads)
         if self.plan is None:
             norms = self._taken(norms)
@@ -293,12 +306,13 @@ class Quantizer:
         stretch = np.where(lengths > 0, math.sqrt(plan.dims) / np.where(lengths > 0, lengths, 1.0), 0.0)
         overlap = dots @ plan.gains**2
         scale = np.divide(energy * stretch, overlap, out=np.zeros_like(energy), where=overlap > 0)
-        norms = np.sqrt(np.einsum("ij,ij->i", centred, centred, dtype=np.float64)) if self.store_norm else energy
+        norms = (
+            np.sqrt(np.einsum("ij,ij->i", centred, centred, dtype=np.float64)) if self.store_norm else energy
+        )
         return codes, self._columns([scale], norms)
 
-    def _prod_scalars(self, y: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        assert self._prod is not None
-        codes, residual = self._prod.encode(y)
+    def _prod_scalars(self, prod: Prod, y: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        codes, residual = prod.encode(y)
         norms = self._taken(norms)
         scale = norms / math.sqrt(self.d)
         return codes, self._columns([scale, scale * residual], norms)
@@ -344,6 +358,12 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def _rate(bits: Any, code: str) -> float:
     rates = tuple(CHAIN_RATES) if code == "chain" else tuple(float(b) for b in range(1, 9))
-    if isinstance(bits, bool) or not isinstance(bits, (int, float, np.integer, np.floating)) or bits not in rates:
-        raise ValueError(f"bits must be one of {', '.join(f'{b:g}' for b in rates)} for code {code!r}, got {bits!r}")
+    if (
+        isinstance(bits, bool)
+        or not isinstance(bits, (int, float, np.integer, np.floating))
+        or bits not in rates
+    ):
+        raise ValueError(
+            f"bits must be one of {', '.join(f'{b:g}' for b in rates)} for code {code!r}, got {bits!r}"
+        )
     return float(bits)

@@ -86,7 +86,9 @@ def range_search(
         float32 and int64 [lims[-1]].
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
-    return _core.range_search(quantizer.core, stored, *quantizer.query(q, metric, threads), float(radius), threads)
+    return _core.range_search(
+        quantizer.core, stored, *quantizer.query(q, metric, threads), float(radius), threads
+    )
 
 
 def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:
@@ -106,4 +108,3 @@ def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:
         stored.squared_norm = scalars[-1]
     stored.ids, stored.mask, stored.n = ids, mask, n
     return stored
-

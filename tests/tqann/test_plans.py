@@ -51,7 +51,9 @@ def test_recall_rises(metric):
         index = TurboQuantIndex(D, 1, metric, plan=plan)
         index.add(base)
         ids = index.search(queries, 10)[1]
-        found[plan] = np.mean([len(set(a) & set(b)) for a, b in zip(ids.tolist(), best.tolist(), strict=True)])
+        found[plan] = np.mean(
+            [len(set(a) & set(b)) for a, b in zip(ids.tolist(), best.tolist(), strict=True)]
+        )
     assert found["calibrated"] > found["oblivious"] + 0.5
 
 

@@ -39,7 +39,7 @@ def test_recorded_distortion(bits, memory):
 
 @pytest.mark.parametrize("bits", CHAIN_RATES)
 def test_layout(bits):
-    p, q = CHAIN_RATES[bits]
+    _, q = CHAIN_RATES[bits]
     assert chain_tables(bits, 2).shape == (q, 2, 16)
     assert chain_tables(bits, 3).dtype == np.float32
     for d in (8, 9, 100, 127, 384, 1000):
@@ -49,7 +49,9 @@ def test_layout(bits):
 
 
 def test_layout_table():
-    got = {(d, bits): ChainLayout(d, bits).code_size for d in (100, 384, 1536) for bits in (0.5, 1, 2.5, 4, 8)}
+    got = {
+        (d, bits): ChainLayout(d, bits).code_size for d in (100, 384, 1536) for bits in (0.5, 1, 2.5, 4, 8)
+    }
     assert got == {
         (100, 0.5): 7, (100, 1): 13, (100, 2.5): 31, (100, 4): 50, (100, 8): 100,
         (384, 0.5): 24, (384, 1): 48, (384, 2.5): 120, (384, 4): 192, (384, 8): 384,

@@ -137,7 +137,7 @@ def test_ids_break_ties_and_masks_admit(code, bits, level):
 def test_range_search_is_strict_and_complete(code, bits, metric, level):
     quantizer = quantizer_of(code, bits, metric)
     n = 333
-    blocks, scalars, codes = stored(quantizer, n)
+    blocks, scalars, _ = stored(quantizer, n)
     q = np.random.default_rng(4).standard_normal((6, quantizer.d)).astype(np.float32)
     all_d, all_i = scan.search(quantizer, blocks, scalars, q, n, metric=metric, n=n)
     for place in (0, 5, n // 2, n - 1):
@@ -159,9 +159,7 @@ def test_a_stored_vector_is_its_own_unbiased_neighbour():
     codes, scalars = quantizer.encode(x)
     blocks = np.zeros(packing.blocks_for(50, quantizer.code_size), np.uint32)
     packing.pack_rows(blocks, 0, codes)
-    distances, ids = scan.search(
-        quantizer, blocks, np.ascontiguousarray(scalars.T), x, 1, metric="l2", n=50
-    )
+    distances, ids = scan.search(quantizer, blocks, np.ascontiguousarray(scalars.T), x, 1, metric="l2", n=50)
     np.testing.assert_array_equal(ids[:, 0], np.arange(50))
     # <x, x_hat> = |x|^2 by the scale's definition, so only rounding is left.
     assert distances.max() < 1e-4 * 128

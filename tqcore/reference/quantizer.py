@@ -87,7 +87,7 @@ class Quantizer:
             return packing.pack_bits(mse.mse_encode(y, self.centroids), int(self.bits))
         index, positive, _ = self._prod_parts(y)
         signs = packing.pack_bits(positive.astype(np.int64), 1)
-        if index.shape[1] == 0:
+        if index.size == 0 and self.bits == 1:
             return signs
         return np.concatenate([packing.pack_bits(index, int(self.bits) - 1), signs], axis=1)
 
