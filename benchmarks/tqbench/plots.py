@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+from .standing import OURS
+
 __all__ = ["draw", "png_bytes"]
 
 # family -> colour; ours stands out, the others are told apart by hue and marker
@@ -18,6 +20,7 @@ _COLOURS = {
     "turbovec": "#c2305f",
     "exact": "#444444",
 }
+_OTHER_OURS = "#7aaef0"
 _MARKERS = "osD^vP*X<>hp"
 
 
@@ -46,7 +49,7 @@ def draw(record: dict[str, Any]):
     counts: dict[str, int] = {}
     for rows in methods.values():
         family = rows[0]["family"]
-        style = _style(family, counts.setdefault(family, 0))
+        style = _style(rows[0]["method"], family, counts.setdefault(family, 0))
         counts[family] += 1
         values = [r[recall] for r in rows]
         by_speed.plot([r["qps_all_threads"] for r in rows], values, label=rows[0]["label"], **style)
@@ -66,7 +69,7 @@ def draw(record: dict[str, Any]):
     _label(builds, "Build time", "bytes per vector", "train + add, seconds", "lower is better")
     builds.set_yscale("log")
     for axes in (by_bytes, builds):
-        axes.xaxis.set_major_locator(LogLocator(2))
+        axes.xaxis.set_major_locator(LogLocator(2, subs=(1, 1.5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
     by_speed.xaxis.set_major_locator(LogLocator(10, subs=(1, 3)))
@@ -85,14 +88,15 @@ def _by_method(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return {name: sorted(rows, key=lambda r: r["bytes_per_vector"]) for name, rows in methods.items()}
 
 
-def _style(family: str, index: int) -> dict[str, Any]:
-    ours = family == "tqann"
+def _style(method: str, family: str, index: int) -> dict[str, Any]:
+    ours = method in OURS
+    colour = _COLOURS.get(family, "#777777")
     return {
-        "color": _COLOURS.get(family, "#777777"),
+        "color": colour if ours or family != "tqann" else _OTHER_OURS,
         "marker": _MARKERS[index % len(_MARKERS)],
-        "markersize": 6 if ours else 4.5,
-        "linewidth": 2.4 if ours and index == 0 else 1.1,
-        "linestyle": "-" if index == 0 else "--" if index == 1 else ":",
+        "markersize": 6.5 if ours else 4.5,
+        "linewidth": 2.4 if ours else 1.1,
+        "linestyle": "-" if ours or index == 0 else "--" if index == 1 else ":",
         "zorder": 3 if ours else 2,
         "alpha": 1.0 if ours else 0.85,
     }

@@ -33,6 +33,13 @@ def index() -> None:
 @click.option("--code", type=click.Choice(["chain", "mse", "prod"]), default="chain", show_default=True)
 @click.option("--memory", type=click.IntRange(2, 3), default=2, show_default=True, help="Of the chain code.")
 @click.option("--metric", type=click.Choice(["l2", "ip", "cosine"]), default="l2", show_default=True)
+@click.option(
+    "--plan",
+    type=click.Choice(["oblivious", "calibrated", "auto"]),
+    default="oblivious",
+    show_default=True,
+    help="Of the chain code: calibrated fits the code to the vectors, auto when there are enough of them.",
+)
 @click.option("--ids", help="File with one integer id a vector (npy or ivecs); default: positions.")
 @click.option("--column", help="Column of a parquet file, dataset of an HDF5 file.")
 @click.option("--seed", default=0, show_default=True, help="Of the rotation.")
@@ -46,6 +53,7 @@ def build(
     code: str,
     memory: int,
     metric: str,
+    plan: str,
     ids: str | None,
     column: str | None,
     seed: int,
@@ -61,8 +69,12 @@ def build(
 
     x = read_vectors(vectors, column=column)
     own = None if ids is None else _read_ids(ids, len(x))
-    built = TurboQuantIndex(x.shape[1], bits, metric, code=code, memory=memory, seed=seed, threads=threads)
+    built = TurboQuantIndex(
+        x.shape[1], bits, metric, code=code, memory=memory, plan=plan, seed=seed, threads=threads
+    )
     start = perf_counter()
+    if plan == "calibrated":
+        built.calibrate(x)
     step = 65536
     for at in track(range(0, len(x), step), "add", total=-(-len(x) // step)):
         if own is None:
@@ -166,12 +178,14 @@ def _describe(opened: Any, path: str) -> dict[str, Any]:
         "bytes_per_vector": opened.sa_code_size(),
         "file_bytes": size,
         "compression": round(4 * opened.d / opened.sa_code_size(), 2),
+        "plan": "oblivious" if opened.plan is None else "calibrated",
         "quantizer": config,
     }
 
 
 def _sentence(described: dict[str, Any]) -> str:
-    code = f"{described['code']} at {described['bits']:g} bits, metric {described['metric']}"
+    plan = "" if described["plan"] == "oblivious" else " (calibrated)"
+    code = f"{described['code']}{plan} at {described['bits']:g} bits, metric {described['metric']}"
     size = f"{described['bytes_per_vector']} bytes a vector with scalars"
     return (
         f"{described['ntotal']:,} vectors, d = {described['d']}, {code}: {size} "

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import click
-
-from .bench import bench
-from .env import env
-from .index import index
+import sys
+from importlib.util import find_spec
 
 __all__ = ["cli"]
 
+if find_spec("click") is not None:
+    from .commands import cli
+else:
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tqann", prog_name="tq")
-def cli() -> None:
-    """Vector search over compressed codes, without training."""
-
-
-cli.add_command(bench)
-cli.add_command(env)
-cli.add_command(index)
+    def cli() -> None:
+        """Say what the command line needs; the library itself works without it."""
+        sys.stderr.write("error: tq needs click, which is not installed: pip install 'tqann[bench]'\n")
+        raise SystemExit(2)
 
 
 if __name__ == "__main__":

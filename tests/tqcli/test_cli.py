@@ -67,6 +67,27 @@ def test_build_search_info(run):
     assert np.load("answers.distances.npy").dtype == np.float32
 
 
+def test_calibrated_build(run):
+    built = json.loads(run("index", "build", "x.npy", "c.tqann", "--plan", "calibrated", "--json").stdout)
+    assert built["plan"] == "calibrated"
+    assert "chain (calibrated) at 4 bits" in run("index", "info", "c.tqann").stdout
+
+
+def test_without_click_one_line_says_what_to_install():
+    code = (
+        "import importlib.util as u\n"
+        "find = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'click' else find(name, *rest)\n"
+        "from tqcli.main import cli\n"
+        "cli()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: tq needs click, which is not installed: pip install 'tqann[bench]'\n"
+
+
 def test_own_ids_and_parquet(run):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
