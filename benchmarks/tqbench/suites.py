@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,9 +35,6 @@ def run_ann(
     BenchError
         For an option outside its rules, and for what a source is missing.
     """
-    # Threads that spin at barriers stall OpenMP's methods by a factor wherever a core is shared; this is read once,
-    # when the first OpenMP library is loaded, and recorded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from .machine import available_cores
     from .runner import RunSettings, run_groups
 
@@ -71,7 +67,7 @@ def run_ann(
             "squared_mean": round(data.squared_mean, 4),
             "options": {name: _short(value) for name, value in asdict(options).items()},
         },
-        settings={**asdict(settings), "omp_wait_policy": os.environ["OMP_WAIT_POLICY"]},
+        settings=asdict(settings),
         results=rows,
     )
 
