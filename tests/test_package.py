@@ -33,10 +33,11 @@ def test_packages_are_typed():
         assert (Path(package.__file__).parent / "py.typed").is_file()
 
 
-def test_readme_example_runs(tmp_path):
-    (source,) = re.findall(
+def test_readme_examples_run(tmp_path):
+    sources = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.DOTALL | re.MULTILINE
     )
-    done = run_python(source, tmp_path)
+    assert sources
+    done = run_python("".join(sources), tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "wiki.tqann").is_file()
