@@ -16,6 +16,7 @@ PLANS = ("oblivious", "calibrated", "auto")
 _MEASURED_SHARE = 16  # one vector in so many is looked at for drift
 _LEAST_MEASURED = 16  # vectors of one batch that may carry a warning
 _MOST_SAMPLED = 1 << 16
+_TOLERATED = 1.1  # error over the oblivious code's that still goes without a warning: a twentieth of a bit
 
 
 class DriftWarning(UserWarning):
@@ -100,7 +101,7 @@ class Planner:
             error = plan.expected_error(centred) * len(centred)
         self.error += error
         self.baseline += baseline
-        if not self._warned and len(vectors) >= _LEAST_MEASURED and error > baseline:
+        if not self._warned and len(vectors) >= _LEAST_MEASURED and error > _TOLERATED * baseline:
             self._warned = True
             warnings.warn(
                 f"vectors now added do not fit the plan of this index: their expected error is {error / baseline:.2f} "

@@ -133,6 +133,18 @@ def test_drift_is_quiet_without_one_and_loud_after_a_shift():
     assert index.drift > before
 
 
+def test_isotropic_data_never_warn():
+    x = np.random.default_rng(0).standard_normal((4000, D)).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index = TurboQuantIndex(D, 2, plan="auto")
+        index.add(x[:2000])
+        index.add(x[2000:])
+    assert index.plan is not None
+    assert index.plan.centres_only
+    assert 0.9 < index.drift < 1.1
+
+
 def test_merge_needs_the_same_plan():
     one, two = (TurboQuantIndex(D, 2, plan="calibrated") for _ in range(2))
     one.add(rows(500))
