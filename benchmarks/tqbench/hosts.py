@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
@@ -16,17 +17,18 @@ from .methods import Case
 __all__ = ["Host", "InProcess", "InWorkers", "open_host"]
 
 
-class Host:
+class Host(ABC):
     """Runs functions on an index, with one thread or with all."""
 
+    @abstractmethod
     def call(self, function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
         """`function(adapter, *arguments)` with `threads` threads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The same for a function that changes the index, so that every copy sees it; all threads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of the index."""
 
@@ -47,6 +49,10 @@ class InProcess(Host):
         """Run here on a fresh index."""
         self.adapter = self._make()
         return self.call(function, *arguments, threads=self.threads)
+
+    def close(self) -> None:
+        """Drop it."""
+        del self.adapter
 
 
 class InWorkers(Host):
