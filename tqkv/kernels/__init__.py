@@ -1,0 +1,1 @@
+"""Fused attention over packed keys and values."""
