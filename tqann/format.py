@@ -72,7 +72,7 @@ class Header:
         """Bytes of a packed code."""
         if self.plan is None:
             return self.quantizer.code_size
-        return sum(ChainLayout(dims, bits).code_size for dims, bits, _ in self.plan["segments"])
+        return sum(ChainLayout(dims, bits).code_size for dims, bits in self.plan["segments"])
 
     @property
     def plan_shapes(self) -> dict[str, tuple[int, ...]]:

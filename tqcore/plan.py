@@ -28,13 +28,10 @@ class Segment:
         Dimensions.
     bits : float
         Rate, one of `tqcore.config.CHAIN_RATES`.
-    gain : float
-        Deviation of the segment's coordinates, taken out before coding.
     """
 
     dims: int
     bits: float
-    gain: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +39,10 @@ class Plan:
     """A calibrated code: the mean comes off, a linear map sorts the dimensions, each segment has its own rate.
 
     With A = `forward` and B = `backward`, <q, x - mean> is the inner product of q B and (x - mean) A over the kept
-    dimensions, and the code's error is measured in the second. Where `forward` is None there is one segment, and the
-    map is the random rotation of the seed: a plan that only centres.
+    dimensions, and the code's error is measured in the second. Each mapped coordinate is divided by its deviation
+    before it is rotated with its segment and coded, so that one strong direction does not set the length of all.
+    Where `forward` is None there is one segment, and the map is the random rotation of the seed: a plan that only
+    centres.
 
     Parameters
     ----------
@@ -55,6 +54,8 @@ class Plan:
         Seed of the random rotations inside the segments.
     memory : int
         Memory of the segments' chain codes.
+    deviations : ndarray, optional
+        float32 [D], positive; with `forward`.
     forward : ndarray, optional
         float32 [d, D].
     backward : ndarray, optional
@@ -66,6 +67,7 @@ class Plan:
     segments: tuple[Segment, ...]
     seed: int
     memory: int
+    deviations: np.ndarray | None = None
     forward: np.ndarray | None = None
     backward: np.ndarray | None = None
 
@@ -95,19 +97,14 @@ class Plan:
         return sum(a.nbytes for a in self.arrays().values())
 
     @cached_property
-    def gains(self) -> np.ndarray:
-        """float64 [number of segments]."""
-        return np.array([s.gain for s in self.segments])
-
-    @cached_property
     def encode_matrix(self) -> np.ndarray:
-        """float32 [d, D]: centred vectors to coordinates of deviation 1, rotated inside each segment."""
-        return self._rotated(self._forward, 1.0 / self.gains)
+        """float32 [d, D]: centred vectors to coordinates of deviation 1, not yet rotated inside the segments."""
+        return np.ascontiguousarray(self._forward / self._deviations, dtype=np.float32)
 
     @cached_property
     def query_matrix(self) -> np.ndarray:
         """float32 [d, D]: queries to what is multiplied with reconstructed coordinates."""
-        return self._rotated(self._backward, self.gains)
+        return self.rotate(self._backward * self._deviations)
 
     @property
     def _forward(self) -> np.ndarray:
@@ -116,38 +113,55 @@ class Plan:
         return self.forward
 
     @property
+    def _deviations(self) -> np.ndarray:
+        if self.deviations is None:
+            raise ValueError("a plan that only centres has no deviations")
+        return self.deviations
+
+    @property
     def _backward(self) -> np.ndarray:
         if self.backward is not None:
             return self.backward
         return self._forward / np.einsum("ij,ij->j", self._forward, self._forward)
 
-    def _rotated(self, matrix: np.ndarray, factors: np.ndarray) -> np.ndarray:
-        out = np.empty(matrix.shape, np.float32)
-        first = 0
-        for i, (segment, factor) in enumerate(zip(self.segments, factors, strict=True)):
-            part = slice(first, first + segment.dims)
-            rotation = HadamardRotation(segment.dims, self.seed, _SEGMENT_STREAM + i)
-            out[:, part] = rotation.rotate((matrix[:, part] * factor).astype(np.float32))
-            first += segment.dims
+    def rotate(self, z: np.ndarray, threads: int = 0) -> np.ndarray:
+        """Rows float32 [n, D], a new array, with every segment rotated at random."""
+        out = np.empty(z.shape, np.float32)
+        for i, part in enumerate(self.parts):
+            out[:, part] = self._rotation(i, threads).rotate(z[:, part])
         return out
+
+    def unrotate(self, y: np.ndarray, threads: int = 0) -> np.ndarray:
+        """Inverse of `rotate`."""
+        out = np.empty(y.shape, np.float32)
+        for i, part in enumerate(self.parts):
+            out[:, part] = self._rotation(i, threads).unrotate(y[:, part])
+        return out
+
+    def _rotation(self, segment: int, threads: int) -> HadamardRotation:
+        return HadamardRotation(self.segments[segment].dims, self.seed, _SEGMENT_STREAM + segment, threads)
+
+    @cached_property
+    def parts(self) -> tuple[slice, ...]:
+        """The mapped dimensions of each segment."""
+        ends = np.cumsum([s.dims for s in self.segments]).tolist()
+        return tuple(slice(end - s.dims, end) for end, s in zip(ends, self.segments, strict=True))
 
     def core(self) -> _core.Code:
         """The compiled code: the segments' chains side by side."""
         return _core.join_codes([chain_code(s.dims, s.bits, self.memory) for s in self.segments])
 
     @cached_property
-    def noise(self) -> np.ndarray:
-        """Squared error in the original space that each segment adds at unit scale, float64 [segments]."""
-        lengths = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)
-        return (
-            self._per_segment(lengths)
-            * self.gains**2
-            * [chain_mse(s.bits, self.memory) for s in self.segments]
-        )
+    def _lengths(self) -> np.ndarray:
+        """Squared length in the original space of one deviation of each mapped coordinate, float64 [D]."""
+        backward = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)
+        return backward * np.square(self._deviations, dtype=np.float64)
 
-    def _per_segment(self, columns: np.ndarray) -> np.ndarray:
-        starts = np.cumsum([0] + [s.dims for s in self.segments[:-1]])
-        return np.add.reduceat(columns, starts)
+    @cached_property
+    def noise(self) -> np.ndarray:
+        """Squared error in the original space that each segment adds to a vector of deviation 1, float64 [segments]."""
+        lengths = [float(self._lengths[part].sum()) for part in self.parts]
+        return np.array(lengths) * [chain_mse(s.bits, self.memory) for s in self.segments]
 
     def expected_error(self, centred: np.ndarray) -> float:
         """Mean squared error to expect from coding vectors.
@@ -160,16 +174,14 @@ class Plan:
         z = _core.project(np.ascontiguousarray(centred), self.encode_matrix)
         energy = float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(centred)
         squares = np.einsum("ij,ij->j", z, z, dtype=np.float64) / len(centred)
-        lengths = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)
-        mean_length = self._per_segment(lengths) / [s.dims for s in self.segments]
-        kept = float((self._per_segment(squares) * self.gains**2 * mean_length).sum())
+        kept = float(squares @ self._lengths)
         # A vector is stretched to unit deviation before coding, so the noise grows with its length.
         return float(squares.sum()) / self.dims * float(self.noise.sum()) + max(0.0, energy - kept)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able part of the plan; `arrays` is the rest."""
         return {
-            "segments": [[s.dims, s.bits, s.gain] for s in self.segments],
+            "segments": [[s.dims, s.bits] for s in self.segments],
             "forward": self.forward is not None,
             "backward": self.backward is not None,
         }
@@ -183,7 +195,12 @@ class Plan:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays of the plan, float32, by name and in the order in which files hold them."""
-        named = {"mean": self.mean, "forward": self.forward, "backward": self.backward}
+        named = {
+            "mean": self.mean,
+            "deviations": self.deviations,
+            "forward": self.forward,
+            "backward": self.backward,
+        }
         return {name: array for name, array in named.items() if array is not None}
 
     @staticmethod
@@ -203,14 +220,12 @@ class Plan:
         for s in segments:
             if (
                 not isinstance(s, list)
-                or len(s) != 3
+                or len(s) != 2
                 or type(s[0]) is not int
                 or s[0] < 8
                 or s[1] not in CHAIN_RATES
             ):
-                raise ValueError(f"plan.segments must hold [dims >= 8, rate, gain], got {s!r}")
-            if type(s[2]) is not float or not 0 < s[2] < np.inf:
-                raise ValueError(f"plan.segments must have positive gains, got {s[2]!r}")
+                raise ValueError(f"plan.segments must hold [dims >= 8, rate], got {s!r}")
         dims = sum(s[0] for s in segments)
         if dims > d or (not description["forward"] and (dims != d or len(segments) != 1)):
             raise ValueError(f"plan.segments must cover at most {d} dimensions, all of them without a matrix")
@@ -219,8 +234,12 @@ class Plan:
                 raise ValueError(f"plan.{name} must be true or false")
         if description["backward"] and not description["forward"]:
             raise ValueError("plan.backward needs plan.forward")
-        named = {"mean": (d,), "forward": (d, dims), "backward": (d, dims)}
-        return {name: shape for name, shape in named.items() if name == "mean" or description[name]}
+        named: dict[str, tuple[int, ...]] = {"mean": (d,)}
+        if description["forward"]:
+            named |= {"deviations": (dims,), "forward": (d, dims)}
+        if description["backward"]:
+            named["backward"] = (d, dims)
+        return named
 
     def __repr__(self) -> str:
         if self.centres_only:

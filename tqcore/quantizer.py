@@ -298,14 +298,15 @@ class Quantizer:
 
     def _planned_chunk(self, plan: Plan, centred: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         z = _core.project(centred, plan.encode_matrix, threads)
-        y, lengths = _core.normalize(z, threads)
-        codes, dots, _ = _core.encode(self._encoder, y, None, threads)
-        weighted = z * np.repeat(plan.gains, [s.dims for s in plan.segments]).astype(np.float32)
-        energy = _core.normalize(weighted, threads)[1] ** 2
-        # y is z at length sqrt(D); both dots and the scale are taken in the weighted space, gains put back.
-        stretch = np.where(lengths > 0, math.sqrt(plan.dims) / np.where(lengths > 0, lengths, 1.0), 0.0)
-        overlap = dots @ plan.gains**2
-        scale = np.divide(energy * stretch, overlap, out=np.zeros_like(energy), where=overlap > 0)
+        y, _ = _core.normalize(plan.rotate(z, threads), threads)
+        codes, _, _ = _core.encode(self._encoder, y, None, threads)
+        # The scale makes <x_hat, x> right where the plan measures errors, in coordinates times their deviations.
+        decoded = plan.unrotate(_core.decode(self.core, codes), threads)
+        z *= plan.deviations
+        decoded *= plan.deviations
+        energy = np.einsum("ij,ij->i", z, z, dtype=np.float64)
+        overlap = np.einsum("ij,ij->i", z, decoded, dtype=np.float64)
+        scale = np.divide(energy, overlap, out=np.zeros_like(energy), where=overlap > 0)
         norms = (
             np.sqrt(np.einsum("ij,ij->i", centred, centred, dtype=np.float64)) if self.store_norm else energy
         )

@@ -31,6 +31,10 @@ def indexes():
     index = TurboQuantIndex(D, 3.5, "l2", memory=3, rotation="haar", seed=11)
     index.add(x)
     yield "l2_chain_m3_haar", index
+    index = TurboQuantIndex(D, 2, "ip", seed=5)
+    index.calibrate(x * np.arange(D, 0, -1, dtype=np.float32))
+    index.add(x * np.arange(D, 0, -1, dtype=np.float32))
+    yield "ip_plan", index
 
 
 if __name__ == "__main__":
