@@ -49,7 +49,7 @@ class TurboQuantIndex:
     plan : str
         "oblivious": the code depends on no data. "calibrated": the first batch added (or `calibrate`) gives mean and
         second moments, and bits go where they save most. "auto": the same if the first batch is large enough for it
-        (`tqann.planning.auto_rows`: 4 d vectors and at least 1,000), oblivious otherwise. For "chain" codes.
+        (`tqann.planning.auto_rows`: d / 2 vectors and at least 200), oblivious otherwise. For "chain" codes.
     device : str
         "cpu".
     threads : int

@@ -10,8 +10,8 @@ from tqcore.plan import Plan, Segment
 
 __all__ = ["calibrate"]
 
-# Queries are assumed to weigh direction u by (u' C u)**_QUERY_POWER: 0 assumes nothing of them, 0.5 that they spread
-# much like the data. Measured best between the two, for queries like the data and unlike it (see CONTRIBUTING.md).
+# Queries are assumed to have the second moments of the data to this power: 0 assumes nothing of them, 0.5 that they
+# spread much like the data. Measured best between the two, for queries like the data and unlike it.
 _QUERY_POWER = 0.35
 _GROUP = 16  # dimensions that share a rate
 _FLATTENING = 0.75  # coordinates are divided by their deviation to this power before coding, see `_spread`
@@ -45,7 +45,8 @@ def calibrate(
     seed : int
         Seed of the plan's random rotations.
     queries : ndarray, optional
-        float32 [m, d] like those to come. Without them Q is taken as C to the power 0.35.
+        float32 [m, d] like those to come. Without them Q is taken as the second moments of the sample to the power
+        0.35, its mean included unless it comes off the queries too.
     centre_queries : bool
         Whether the mean comes off the queries too, as for l2.
 
@@ -56,16 +57,20 @@ def calibrate(
     """
     sample = np.asarray(sample)
     d = sample.shape[1]
-    mean = sample.mean(axis=0, dtype=np.float64).astype(np.float32)
-    covariance = _shrunk(sample - mean)
-    if queries is None:
-        values, vectors = np.linalg.eigh(covariance)
-        values, vectors = _descending(values, vectors)
-        weights = (values / values[0]) ** _QUERY_POWER
-        spectrum, forward, backward = values * weights, vectors * np.sqrt(weights), None
-    else:
+    mean = _mean(sample)
+    centred = sample - mean
+    covariance = _shrunk(centred)
+    backward = None
+    if queries is not None:
         moments = _shrunk(queries - mean if centre_queries else np.asarray(queries))
-        spectrum, forward, backward = _weighted_basis(covariance, moments)
+        spectrum, forward, backward = _weighted_basis(covariance, moments, 1.0)
+    elif centre_queries or not mean.any():
+        spectrum, forward = _powered_basis(covariance)
+    else:
+        # Queries like the data have its mean too; what goes along it then weighs most.
+        energy = float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / centred.size
+        moments = energy * covariance + np.outer(mean, mean).astype(np.float64)
+        spectrum, forward, backward = _weighted_basis(covariance, moments, _QUERY_POWER)
     segments = _segments(spectrum, bits, memory, d)
     uniform = float(spectrum.sum()) * chain_mse(bits, memory)
     spent = _predicted(spectrum, segments, memory)
@@ -81,6 +86,17 @@ def calibrate(
         np.ascontiguousarray(forward[:, :dims], dtype=np.float32),
         None if backward is None else np.ascontiguousarray(backward[:, :dims], dtype=np.float32),
     )
+
+
+def _mean(sample: np.ndarray) -> np.ndarray:
+    """Mean float32 [d], shrunk towards 0 by what the spread of n rows adds to its length (James and Stein, 1961)."""
+    mean = sample.mean(axis=0, dtype=np.float64)
+    length = float(mean @ mean)
+    if length == 0:
+        return np.zeros(sample.shape[1], np.float32)
+    energy = float(np.einsum("ij,ij->", sample, sample, dtype=np.float64)) / len(sample)
+    noise = max(0.0, energy - length) / (len(sample) - 1)
+    return (mean * max(0.0, 1 - noise / length)).astype(np.float32)
 
 
 def _shrunk(rows: np.ndarray) -> np.ndarray:
@@ -107,11 +123,21 @@ def _descending(values: np.ndarray, vectors: np.ndarray) -> tuple[np.ndarray, np
     return values, vectors[:, ::-1]
 
 
-def _weighted_basis(covariance: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Spectrum [d], forward [d, d] and backward [d, d] of the eigenproblem of Q^(1/2) C Q^(1/2)."""
+def _powered_basis(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spectrum [d] and forward [d, d] where Q is a power of the covariance, so that both have one eigenbasis."""
+    values, vectors = _descending(*np.linalg.eigh(covariance))
+    weights = (values / values[0]) ** _QUERY_POWER
+    return values * weights, vectors * np.sqrt(weights)
+
+
+def _weighted_basis(
+    covariance: np.ndarray, moments: np.ndarray, power: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Spectrum [d], forward [d, d] and backward [d, d] of Q^(1/2) C Q^(1/2), Q the moments to a power."""
     q_values, q_vectors = _descending(*np.linalg.eigh(moments))
-    root = (q_vectors * np.sqrt(q_values)) @ q_vectors.T
-    inverse = (q_vectors / np.sqrt(q_values)) @ q_vectors.T
+    roots = (q_values / q_values[0]) ** (power / 2)
+    root = (q_vectors * roots) @ q_vectors.T
+    inverse = (q_vectors / roots) @ q_vectors.T
     values, vectors = _descending(*np.linalg.eigh(root @ covariance @ root))
     return values, root @ vectors, inverse @ vectors
 

@@ -138,6 +138,10 @@ class Plan:
             out[:, part] = self._rotation(i, threads).unrotate(y[:, part])
         return out
 
+    def weighted(self, z: np.ndarray) -> np.ndarray:
+        """Rows float32 [n, D] times the deviations, unrotated: coordinates whose plain error is the plan's."""
+        return z * self._deviations
+
     def _rotation(self, segment: int, threads: int) -> HadamardRotation:
         return HadamardRotation(self.segments[segment].dims, self.seed, _SEGMENT_STREAM + segment, threads)
 

@@ -301,9 +301,8 @@ class Quantizer:
         y, _ = _core.normalize(plan.rotate(z, threads), threads)
         codes, _, _ = _core.encode(self._encoder, y, None, threads)
         # The scale makes <x_hat, x> right where the plan measures errors, in coordinates times their deviations.
-        decoded = plan.unrotate(_core.decode(self.core, codes), threads)
-        z *= plan.deviations
-        decoded *= plan.deviations
+        z = plan.weighted(z)
+        decoded = plan.weighted(plan.unrotate(_core.decode(self.core, codes), threads))
         energy = np.einsum("ij,ij->i", z, z, dtype=np.float64)
         overlap = np.einsum("ij,ij->i", z, decoded, dtype=np.float64)
         scale = np.divide(energy, overlap, out=np.zeros_like(energy), where=overlap > 0)
