@@ -1,0 +1,221 @@
+"""Attention over packed states, and the masks it takes, registered with transformers as "turboquant"."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from tqkv.layer import ATTENTION, AttentionView
+from tqkv.softmax import SoftmaxSum
+
+__all__ = ["packed_attention", "register", "turboquant_attention_forward", "turboquant_mask"]
+
+_SCORES = 1 << 26  # float32 scores of one step over decoded history, which bounds its memory to some 256 MiB
+_BLOCK = 4096  # tokens decoded at a time
+_PADDED_QUERIES = 1024  # rows of a padding mask made explicit at a time
+
+
+def register() -> None:
+    """Make ``attn_implementation="turboquant"`` known to transformers; importing tqkv's cache does it."""
+    AttentionInterface.register(ATTENTION, turboquant_attention_forward)
+    # Without a mask function of the same name padding masks would silently become None.
+    AttentionMaskInterface.register(ATTENTION, turboquant_mask)
+
+
+def turboquant_mask(**kwargs: Any) -> torch.Tensor | None:
+    """Mask for "turboquant": causal order is implied, so only padding needs one.
+
+    Parameters
+    ----------
+    **kwargs
+        Those of `transformers.masking_utils.sdpa_mask`.
+
+    Returns
+    -------
+    torch.Tensor or None
+        None for plain causal attention; bool [batch, keys] (True: seen) where tokens are padded; for any other
+        pattern sdpa's bool [batch, 1, queries, keys].
+    """
+    if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function or kwargs.get(
+        "use_vmap"
+    ):
+        return sdpa_mask(**kwargs)
+    padding = kwargs.get("attention_mask")
+    if padding is None:
+        return None
+    end = kwargs["kv_length"] + kwargs.get("kv_offset", 0)
+    padding = nn.functional.pad(padding.bool(), (0, max(0, end - padding.shape[-1])), value=True)[:, :end]
+    return None if padding.all() else padding
+
+
+def turboquant_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of queries over what a `TurboQuantLayer` holds, or over plain states.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention module.
+    query : torch.Tensor
+        [batch, heads, queries, head_dim].
+    key, value : torch.Tensor
+        [batch, key-value heads, keys, head_dim] as the cache returned them.
+    attention_mask : torch.Tensor, optional
+        As `turboquant_mask` makes it, or a mask [batch, 1, queries, keys], bool or to be added.
+    dropout, scaling : float
+        As in transformers; dropout only where states are plain.
+
+    Returns
+    -------
+    tuple
+        Output [batch, queries, heads, head_dim], and None for the weights, which are never formed.
+
+    Raises
+    ------
+    ValueError
+        For soft-capped logits and learned sinks, which packed states do not support.
+    """
+    for name in ("softcap", "s_aux", "position_bias"):
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} must be None for attn_implementation={ATTENTION!r}; use 'eager'")
+    view = AttentionView.of(key)
+    if view is None:
+        return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs), None
+    view.layer.take()
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed_attention(query, view, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+def _plain(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    **kwargs: Any,
+) -> torch.Tensor:
+    """sdpa over full-precision states, causal and aligned to the last key: [batch, queries, heads, head_dim]."""
+    queries, keys = query.shape[2], key.shape[2]
+    explicit = mask is not None and mask.ndim == 4
+    causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
+    if explicit or (mask is None and (queries == 1 or queries == keys or not causal)):
+        return sdpa_attention_forward(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
+        )[0]
+    kwargs["is_causal"] = False
+    parts = []
+    for start in range(0, queries, _PADDED_QUERIES):
+        part = query[:, :, start : start + _PADDED_QUERIES]
+        seen = causal_columns(start, part.shape[2], queries, keys, query.device) if causal else None
+        full = seen[None, None] if mask is None else mask[:, None, None, :]
+        if mask is not None and seen is not None:
+            full = full & seen
+        parts.append(
+            sdpa_attention_forward(
+                module, part, key, value, full, dropout=dropout, scaling=scaling, **kwargs
+            )[0]
+        )
+    return torch.cat(parts, dim=1)
+
+
+def causal_columns(start: int, n: int, queries: int, keys: int, device: torch.device) -> torch.Tensor:
+    """Which of `keys` the queries `start` to ``start + n`` of `queries` see, the last query the last key: bool [n, keys]."""
+    rows = torch.arange(start, start + n, device=device)[:, None] + keys - queries
+    return torch.arange(keys, device=device) <= rows
+
+
+@torch.no_grad()
+def packed_attention(
+    query: torch.Tensor, view: AttentionView, mask: torch.Tensor | None, scaling: float
+) -> torch.Tensor:
+    """Attention over packed and full-precision tokens of one layer.
+
+    Parameters
+    ----------
+    query : torch.Tensor
+        [batch, heads, queries, d], those of the last tokens of the view.
+    view : AttentionView
+        What is attended to.
+    mask : torch.Tensor, optional
+        bool [batch, keys], or bool or additive [batch or 1, heads or 1, queries, keys].
+    scaling : float
+        Factor of the logits.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch, heads, queries, d of the values], dtype of `query`.
+    """
+    view.layer.shared.stats.fallback += 1
+    kv_heads = view.keys.shape[1]
+    step = max(1, _SCORES // (query.shape[0] * query.shape[1] * _BLOCK))
+    parts = [
+        _attend(query[:, :, start : start + step], start, query.shape[2], view, mask, scaling, kv_heads)
+        for start in range(0, query.shape[2], step)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _attend(
+    query: torch.Tensor,
+    start: int,
+    queries: int,
+    view: AttentionView,
+    mask: torch.Tensor | None,
+    scaling: float,
+    kv_heads: int,
+) -> torch.Tensor:
+    """`packed_attention` of some of the queries, the first of them at `start` of `queries`."""
+    batch, heads, n, _ = query.shape
+    grouped = query.float().reshape(batch, kv_heads, heads // kv_heads * n, -1)
+    keys, values = view.layer.key_store, view.layer.value_store
+    total = SoftmaxSum(grouped, view.values.shape[-1])
+    if view.packed:
+        rotated = grouped @ keys.codec.rotation
+        shift = 0.0 if keys.codec.mean is None else grouped @ keys.codec.mean.transpose(1, 2)
+        for first in range(0, view.packed, _BLOCK):
+            last = min(first + _BLOCK, view.packed)
+            logits = (rotated @ keys.decode_rotated(first, last).transpose(2, 3) + shift) * scaling
+            columns = slice(view.sinks + first, view.sinks + last)
+            total.add(_masked(logits, mask, columns, start, heads), values.decode_rotated(first, last))
+        total.turn(values.codec.rotation.T)
+        if values.codec.mean is not None:
+            total.shift(values.codec.mean)
+    logits = grouped @ view.keys.float().transpose(2, 3) * scaling
+    # The masks count tokens in order; the window's start and end lie around the packed ones.
+    seen = causal_columns(start, n, queries, view.keys.shape[2], query.device)
+    logits = logits.view(batch, heads, n, -1).masked_fill(~seen, -torch.inf).view_as(logits)
+    ends = torch.arange(view.keys.shape[2], device=query.device)
+    ends = torch.where(ends < view.sinks, ends, ends + view.packed)
+    total.add(_masked(logits, mask, ends, start, heads), view.values.float())
+    return total.result().reshape(batch, heads, n, -1).to(query.dtype)
+
+
+def _masked(
+    logits: torch.Tensor, mask: torch.Tensor | None, columns: Any, start: int, heads: int
+) -> torch.Tensor:
+    """Logits [batch, kv heads, group * n, keys] under a mask's `columns`, for queries from `start` on."""
+    if mask is None:
+        return logits
+    batch, kv_heads, rows, keys = logits.shape
+    n = rows * kv_heads // heads
+    part = mask[:, None, None, :] if mask.ndim == 2 else mask[:, :, start : start + n]
+    part = part[..., columns]
+    split = logits.view(batch, heads, n, keys)
+    split = split.masked_fill(~part, -torch.inf) if part.dtype == torch.bool else split + part
+    return split.view(batch, kv_heads, rows, keys)

@@ -1,0 +1,156 @@
+"""The codes on torch tensors: rotated rows to bytes and back, on the device where the rows are."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from tqcore import _core
+from tqcore.chain import chain_code
+from tqcore.codebook import boundaries, lloyd_max
+from tqcore.config import ChainLayout
+from tqcore.prod import Prod
+
+__all__ = ["ChainCode", "ProductCode", "RowCode", "ScalarCode", "row_code"]
+
+
+class RowCode(Protocol):
+    """A code of rows of d coordinates of unit variance.
+
+    Attributes
+    ----------
+    code_size : int
+        Bytes of a row.
+    n_scalars : int
+        16-bit scalars of a row.
+    """
+
+    code_size: int
+    n_scalars: int
+
+    def encode(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Codes uint8 [n, code_size], and float32 [n] factors of the second scalar or None, of float32 [n, d]."""
+        ...
+
+    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows float32 [n, d] of codes; `second` is the second scalar over the first one, float32 [n]."""
+        ...
+
+
+def row_code(code: str, d: int, bits: float, memory: int, seed: int) -> RowCode:
+    """The code of a name: "chain", "mse" or "prod"."""
+    if code == "chain":
+        return ChainCode(d, bits, memory)
+    return ScalarCode(d, bits) if code == "mse" else ProductCode(d, int(bits), seed)
+
+
+class ChainCode:
+    """The tail-biting chain of nibbles (tqcore/README.md, sections 2 and 3)."""
+
+    n_scalars = 1
+
+    def __init__(self, d: int, bits: float, memory: int) -> None:
+        self.d, self.bits, self.memory = d, bits, memory
+        self.code_size = ChainLayout(d, bits).code_size
+        self._core = chain_code(d, bits, memory)
+
+    def encode(self, y: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Codes of the best chain of each row."""
+        if y.is_cuda:
+            from tqcore.gpu import encode_chain
+
+            return encode_chain(y, self.bits, self.memory)[0], None
+        return torch.from_numpy(_core.encode(self._core, y.contiguous().numpy(), None)[0]), None
+
+    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
+        """Rows of codes."""
+        if codes.is_cuda:
+            from tqcore.gpu import decode_chain
+
+            return decode_chain(codes.contiguous(), self.d, self.bits, self.memory)
+        return torch.from_numpy(_core.decode(self._core, codes.contiguous().numpy()))
+
+
+class ScalarCode:
+    """TurboQuant's Algorithm 1 (arXiv 2504.19874); at b + 1/2 bits the first half of the dimensions has one bit more."""
+
+    n_scalars = 1
+
+    def __init__(self, d: int, bits: float) -> None:
+        low = math.floor(bits)
+        first = 0 if bits == low else d // 2
+        self._parts = [(0, first, low + 1), (first, d, low)] if first else [(0, d, low)]
+        self._centroids = [torch.from_numpy(lloyd_max(d, b)) for _, _, b in self._parts]
+        self._boundaries = [torch.from_numpy(boundaries(c.numpy())) for c in self._centroids]
+        self._sizes = [-(-(end - start) * b // 8) for start, end, b in self._parts]
+        self.code_size = sum(self._sizes)
+
+    def encode(self, y: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Indices of the nearest centroids, as a little-endian stream of bits."""
+        codes = []
+        for (start, end, bits), edges in zip(self._parts, self._boundaries, strict=True):
+            index = torch.bucketize(y[:, start:end].contiguous(), edges.to(y.device))
+            codes.append(_bits_to_bytes(_index_to_bits(index, bits)))
+        return torch.cat(codes, dim=1), None
+
+    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
+        """Centroids of codes."""
+        rows = []
+        for (start, end, bits), centroids, part in zip(
+            self._parts, self._centroids, codes.split(self._sizes, dim=1), strict=True
+        ):
+            stream = _bytes_to_bits(part, (end - start) * bits).view(len(codes), end - start, bits)
+            weights = 1 << torch.arange(bits, device=codes.device)
+            rows.append(centroids.to(codes.device)[(stream * weights).sum(-1)])
+        return torch.cat(rows, dim=1)
+
+
+class ProductCode:
+    """TurboQuant's Algorithm 2: a scalar code of b - 1 bits and the signs of its sketched error; two scalars a row."""
+
+    n_scalars = 2
+
+    def __init__(self, d: int, bits: int, seed: int) -> None:
+        self._prod = Prod(d, bits, "orthogonal", seed)
+        self.d, self.code_size = d, self._prod.code_size
+        self._scalar = ScalarCode(d, bits - 1)
+        # Rows of the sketch S, so that y @ sketch.T is S y.
+        self._sketch = torch.from_numpy(
+            np.ascontiguousarray(self._prod.project(np.eye(d, dtype=np.float32)).T)
+        )
+
+    def encode(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes, and the length of the error times the constant that makes the estimate unbiased."""
+        scalar, _ = self._scalar.encode(y)
+        residual = y - self._scalar.decode(scalar)
+        signs = residual @ self._sketch.to(y.device).T >= 0
+        return torch.cat([scalar, _bits_to_bytes(signs.long())], dim=1), residual.norm(
+            dim=1
+        ) * self._prod.const
+
+    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
+        """Scalar part plus the reconstructed error."""
+        scalar, signs = codes[:, : self._prod.mse_size], codes[:, self._prod.mse_size :]
+        z = _bytes_to_bits(signs, self.d).float() * 2 - 1
+        error = z @ self._sketch.to(codes.device)
+        return self._scalar.decode(scalar) + (error if second is None else error * second[:, None])
+
+
+def _index_to_bits(index: torch.Tensor, bits: int) -> torch.Tensor:
+    """Bits int64 [n, d * bits], least significant first, of indices int64 [n, d]."""
+    shifts = torch.arange(bits, device=index.device)
+    return ((index[..., None] >> shifts) & 1).flatten(1)
+
+
+def _bits_to_bytes(bits: torch.Tensor) -> torch.Tensor:
+    """Bytes uint8 [n, ceil(m / 8)] of bits int64 [n, m]."""
+    padded = torch.nn.functional.pad(bits, (0, -bits.shape[1] % 8)).view(len(bits), -1, 8)
+    return (padded << torch.arange(8, device=bits.device)).sum(-1).to(torch.uint8)
+
+
+def _bytes_to_bits(codes: torch.Tensor, count: int) -> torch.Tensor:
+    """The first `count` bits, int64 [n, count], of bytes uint8 [n, size]."""
+    return ((codes[..., None].long() >> torch.arange(8, device=codes.device)) & 1).flatten(1)[:, :count]

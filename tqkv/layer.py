@@ -1,0 +1,360 @@
+"""One full-attention layer of the cache: packed tokens between a few first and a few last ones in full precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers.cache_utils import CacheLayerMixin
+from transformers.configuration_utils import PreTrainedConfig
+
+from tqkv.codec import StateCodec
+from tqkv.config import TILE_TOKENS, CacheOptions
+from tqkv.storage import PackedStore, packed_layout
+from tqkv.window import Window
+
+__all__ = ["ATTENTION", "AttentionView", "CacheStats", "Shared", "TurboQuantLayer"]
+
+ATTENTION = "turboquant"  # the name of the attention function that reads packed states
+_HELD = "_tqkv_view"  # attribute of the returned keys that leads the attention function to the packed states
+
+
+@dataclass
+class CacheStats:
+    """How attention was computed, in calls of one layer each.
+
+    Attributes
+    ----------
+    prompt : int
+        On the full-precision states of a first prompt.
+    fused : int
+        By the kernel that reads packed states.
+    fallback : int
+        On states decoded block by block, or decoded whole for another attention implementation.
+    """
+
+    prompt: int = 0
+    fused: int = 0
+    fallback: int = 0
+
+
+@dataclass
+class Shared:
+    """What the layers of one cache have in common.
+
+    Attributes
+    ----------
+    options : CacheOptions
+        Rates, codes and window.
+    config : PreTrainedConfig
+        The decoder's configuration, which names the attention implementation in use.
+    stats : CacheStats
+        Counters.
+    """
+
+    options: CacheOptions
+    config: PreTrainedConfig
+    stats: CacheStats = field(default_factory=CacheStats)
+
+    @property
+    def reads_packed(self) -> bool:
+        """Whether the model's attention takes packed states."""
+        return getattr(self.config, "_attn_implementation", None) == ATTENTION
+
+
+@dataclass
+class AttentionView:
+    """What a layer's attention sees in one call, the new tokens included.
+
+    Attributes
+    ----------
+    layer : TurboQuantLayer
+        The layer whose packed tokens are seen.
+    packed : int
+        Packed tokens seen; they follow the first `sinks` tokens.
+    sinks : int
+        Leading tokens of `keys` and `values` that come before the packed ones.
+    keys, values : torch.Tensor
+        Full-precision states [batch, heads, tokens, d]: sinks, then the tokens after the packed ones.
+    """
+
+    layer: TurboQuantLayer
+    packed: int
+    sinks: int
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, key_states: torch.Tensor) -> AttentionView | None:
+        """The view that `TurboQuantLayer.update` attached to the keys it returned, or None."""
+        return getattr(key_states, _HELD, None)
+
+    def attach(self, key_states: torch.Tensor) -> None:
+        """Let `key_states` lead to this view."""
+        setattr(key_states, _HELD, self)
+
+
+class TurboQuantLayer(CacheLayerMixin):
+    """Keys and values of one full-attention layer.
+
+    Tokens lie in three places: the first `sink_tokens` and the last `recent_tokens` to ``recent_tokens + 16`` in full
+    precision, all between as codes, which are written once and never made again from decoded states.
+
+    Parameters
+    ----------
+    shared : Shared
+        Options, configuration and counters of the cache.
+    layer_idx : int
+        Index in the model.
+    """
+
+    is_compileable = False
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, shared: Shared, layer_idx: int) -> None:
+        super().__init__()
+        self.shared, self.layer_idx = shared, layer_idx
+        self.packed = 0
+        self._handed_out = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Set up codecs, packed stores and window for states [batch, heads, tokens, d] like these."""
+        options = self.shared.options
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch, heads = key_states.shape[:2]
+        sides = (
+            ("key", key_states, options.key_bits, options.key_scale),
+            ("value", value_states, options.value_bits, options.value_scale),
+        )
+        stores = []
+        for role, states, bits, scale in sides:
+            codec = StateCodec(
+                states.shape[-1], bits, options.code, options.memory, scale, options.seed, self.device
+            )
+            stores.append(PackedStore(codec, packed_layout(codec, role), batch, heads, self.device))
+        self.key_store, self.value_store = stores
+        self.window = Window(key_states, value_states, self._slots())
+        self.is_initialized = True
+
+    def _slots(self) -> int:
+        options = self.shared.options
+        return options.sink_tokens + options.recent_tokens + TILE_TOKENS
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the batch."""
+        return self.key_store.codes.shape[0]
+
+    @property
+    def sinks(self) -> int:
+        """Tokens held in full precision before the packed ones."""
+        return min(self.window.count, self.shared.options.sink_tokens)
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add states and return what attention needs of the layer.
+
+        Parameters
+        ----------
+        key_states, value_states : torch.Tensor
+            [batch, heads, new tokens, d], of one dtype and device.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            For a first prompt, the states as given. Afterwards all states decoded, [batch, heads, tokens, d]; under
+            ``attn_implementation="turboquant"`` the states as given, the keys leading to an `AttentionView`.
+
+        Raises
+        ------
+        ValueError
+            If batch, heads, head_dim, dtype or device differ from those before.
+        RuntimeError
+            If another attention implementation received packed states in the call before.
+        """
+        self._check(key_states, value_states)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.get_seq_length() == 0:
+            self._extend(key_states, value_states)
+            self.shared.stats.prompt += 1
+            return key_states, value_states
+        view = self._extend(key_states, value_states)
+        if self.shared.reads_packed:
+            self._handed_out = True
+            view.attach(key_states)
+            return key_states, value_states
+        self.shared.stats.fallback += 1
+        return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
+
+    def take(self) -> None:
+        """Note that attention has used the last view."""
+        self._handed_out = False
+
+    def _check(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        if self._handed_out:
+            raise RuntimeError(
+                f"layer {self.layer_idx} returned packed states for attn_implementation={ATTENTION!r}, but another "
+                "attention function received them; pass the config of the model that runs to TurboQuantCache"
+            )
+        if key_states.ndim != 4 or key_states.shape[:3] != value_states.shape[:3]:
+            raise ValueError(
+                "key_states and value_states must be [batch, heads, tokens, head_dim] with equal batch, heads and "
+                f"tokens, got {tuple(key_states.shape)} and {tuple(value_states.shape)}"
+            )
+        if not self.is_initialized:
+            return
+        for name, states, held in (
+            ("key_states", key_states, self.window.keys),
+            ("value_states", value_states, self.window.values),
+        ):
+            have = (held.shape[0], held.shape[1], held.shape[3])
+            got = (states.shape[0], states.shape[1], states.shape[3])
+            if have != got:
+                raise ValueError(
+                    f"{name} must keep batch, heads and head_dim {have} of layer {self.layer_idx}, got {got}; "
+                    "use a new cache, or reset() it, for another batch"
+                )
+            if (states.dtype, states.device) != (self.dtype, self.device):
+                raise ValueError(
+                    f"{name} must stay {self.dtype} on {self.device} in layer {self.layer_idx}, "
+                    f"got {states.dtype} on {states.device}"
+                )
+
+    @torch.no_grad()
+    def _extend(self, key_states: torch.Tensor, value_states: torch.Tensor) -> AttentionView:
+        """Add new tokens; the view sees those in full precision that were so before, and the new ones."""
+        window, tokens = self.window, key_states.shape[2]
+        if tokens == 1 and window.count == window.slots:
+            n = TILE_TOKENS - self.packed % TILE_TOKENS
+            self._pack(window.keys, window.values, n)
+            window.drop(self.sinks, n)
+        if window.count + tokens <= window.slots:
+            window.append(key_states, value_states)
+            return AttentionView(self, self.packed, self.sinks, window.keys, window.values)
+        keys, values = key_states, value_states
+        if window.count:
+            keys = torch.cat([window.keys, key_states], dim=2)
+            values = torch.cat([window.values, value_states], dim=2)
+        sinks = min(keys.shape[2], self.shared.options.sink_tokens)
+        view = AttentionView(self, self.packed, sinks, keys, values)
+        spare = keys.shape[2] - sinks - self.shared.options.recent_tokens
+        # Packed tokens end at a tile, also after a crop into the middle of one.
+        n = (self.packed + spare) // TILE_TOKENS * TILE_TOKENS - self.packed
+        self._pack(keys, values, n, sinks)
+        window.count = 0
+        for part in (slice(0, sinks), slice(sinks + n, None)):
+            window.append(keys[:, :, part], values[:, :, part])
+        return view
+
+    def _pack(self, keys: torch.Tensor, values: torch.Tensor, n: int, sinks: int | None = None) -> None:
+        """Encode the `n` tokens after the sinks of these states."""
+        first = self.sinks if sinks is None else sinks
+        part = slice(first, first + n)
+        if self.packed == 0 and self.shared.options.centre_keys and self.key_store.codec.mean is None:
+            self.key_store.codec.fit_mean(keys[:, :, first:])
+        for store, states in ((self.key_store, keys), (self.value_store, values)):
+            store.write(self.packed, *store.codec.encode(states[:, :, part]))
+        self.packed += n
+
+    def _whole(self, view: AttentionView, held: torch.Tensor, store: PackedStore) -> torch.Tensor:
+        """All states [batch, heads, tokens, d] of one side, decoded, in order and in the model's dtype."""
+        if not view.packed:
+            return held
+        decoded = store.decode(0, view.packed).to(self.dtype)
+        return torch.cat([held[:, :, : view.sinks], decoded, held[:, :, view.sinks :]], dim=2)
+
+    def decoded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [batch, heads, tokens, d] as the layer holds them, in the model's dtype."""
+        view = AttentionView(self, self.packed, self.sinks, self.window.keys, self.window.values)
+        return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
+
+    @property
+    def dims(self) -> int:
+        """Dimensions of a token: batch, heads, keys and values together."""
+        return sum(
+            held.shape[0] * held.shape[1] * held.shape[3] for held in (self.window.keys, self.window.values)
+        )
+
+    def memory(self) -> dict[str, int]:
+        """Bytes allocated, as in `TurboQuantCache.memory`, without the rotation that layers share."""
+        parts = {"codes": 0, "scales": 0, "spare": 0, "window": self.window.nbytes, "tables": 0}
+        for store in (self.key_store, self.value_store):
+            codec, rows = store.codec, self.batch_size * store.codes.shape[1] * self.packed
+            parts["codes"] += rows * codec.code_size
+            parts["scales"] += rows * codec.n_scalars * 2
+            parts["spare"] += store.nbytes - rows * (codec.code_size + codec.n_scalars * 2)
+            parts["tables"] += 0 if codec.mean is None else codec.mean.nbytes
+        return parts
+
+    def get_seq_length(self) -> int:
+        """Tokens held."""
+        return self.packed + self.window.count if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the keys that a mask for `query_length` new tokens covers."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_max_length(self) -> int:
+        """-1: the layer grows."""
+        return -1
+
+    def get_max_cache_shape(self) -> int:
+        """-1, under the name that transformers had for `get_max_length`."""
+        return self.get_max_length()
+
+    def reset(self) -> None:
+        """Forget all tokens, and the batch size and dtype with them."""
+        self.packed, self._handed_out, self.is_initialized = 0, False, False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take off the last tokens; codes are cut, never made again.
+
+        Parameters
+        ----------
+        tokens_to_remove : int
+            Minus the number of tokens; above 0, the number of tokens to keep, as older releases of transformers call it.
+        """
+        length = self.get_seq_length()
+        target = length + tokens_to_remove if tokens_to_remove <= 0 else min(tokens_to_remove, length)
+        if not self.is_initialized or target >= length:
+            return
+        if target < 0:
+            raise ValueError(
+                f"tokens_to_remove must be at most the {length} tokens held, got {-tokens_to_remove}"
+            )
+        sinks = min(self.sinks, target)
+        self.packed = min(self.packed, target - sinks)
+        self.window.count = target - self.packed
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Put the batch rows in the order of `beam_idx` int64 [batch]."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row `repeats` times."""
+        if self.is_initialized:
+            rows = torch.arange(self.batch_size, device=self.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the batch rows `indices`, int64 or bool, in this order."""
+        if not self.is_initialized:
+            return
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        for part in (self.key_store, self.value_store, self.window):
+            part.select(indices)
+
+    def offload(self) -> None:
+        """Raise NotImplementedError: packed states stay on the device of their layer."""
+        raise NotImplementedError(
+            "TurboQuantCache cannot be offloaded: attention reads the codes on the layer's device"
+        )
+
+    def prefetch(self) -> None:
+        """Raise NotImplementedError, as `offload`."""
+        self.offload()
