@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -58,10 +58,10 @@ class InProcess(Host):
 class InWorkers(Host):
     """An index whose library reads its thread count once: a process per thread count."""
 
-    def __init__(self, case: Case, d: int, metric: str, threads: int) -> None:
+    def __init__(self, case: Case, d: int, metric: str, threads: int, counts: Iterable[int] = (1,)) -> None:
         create(case, d, metric)
         self.threads = threads
-        self._workers = {count: _Worker(case, d, metric, count) for count in {1, threads}}
+        self._workers = {count: _Worker(case, d, metric, count) for count in {*counts, threads}}
 
     def call(self, function: Callable[..., Any], *arguments: Any, threads: int) -> Any:
         """Run in the process that has `threads`."""
@@ -82,8 +82,10 @@ class _Worker:
     def __init__(self, case: Case, d: int, metric: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        held = {name: os.environ.get(name) for name in ("RAYON_NUM_THREADS", "OMP_NUM_THREADS")}
-        os.environ.update(dict.fromkeys(held, str(threads)))
+        wanted = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
+        wanted |= case.method.environment
+        held = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
         try:
             self._process = context.Process(target=_serve, args=(theirs, case, d, metric), daemon=True)
             self._process.start()
@@ -128,8 +130,19 @@ def _serve(connection: Connection, case: Case, d: int, metric: str) -> None:
             connection.send(("error", traceback.format_exc()))
 
 
-def open_host(case: Case, d: int, metric: str, threads: int) -> Host:
-    """A host for a case; raises Unavailable where the case cannot run."""
+def open_host(case: Case, d: int, metric: str, threads: int, counts: Iterable[int] = (1,)) -> Host:
+    """A host for a case; raises Unavailable where the case cannot run.
+
+    Parameters
+    ----------
+    case, d, metric
+        What to index with.
+    threads : int
+        "All threads", with which it is built.
+    counts : iterable of int
+        Other thread counts that will be asked for.
+    """
     adapter = create(case, d, metric)
-    kind = InProcess if adapter.threads_can_change else InWorkers
-    return kind(case, d, metric, threads)
+    if adapter.threads_can_change:
+        return InProcess(case, d, metric, threads)
+    return InWorkers(case, d, metric, threads, counts)

@@ -96,10 +96,14 @@ def source_commit() -> str | None:
 def command_line(argv: list[str] | None = None) -> str:
     """The command as typed, with folders of paths left out."""
     argv = sys.argv if argv is None else argv
-    words = [Path(word).name if os.sep in word and Path(word).exists() else word for word in argv]
+    words = [Path(word).name if _is_path(word) else word for word in argv]
     if words and words[0] in ("__main__.py", "main.py"):
         words[0] = "tq"
     return shlex.join(words)
+
+
+def _is_path(word: str) -> bool:
+    return os.sep in word and (Path(word).is_absolute() or Path(word).exists())
 
 
 def _output(command: list[str]) -> str | None:

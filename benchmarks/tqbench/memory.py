@@ -13,7 +13,7 @@ import numpy as np
 from .adapters import create
 from .methods import Case
 
-__all__ = ["MemoryMeter"]
+__all__ = ["MemoryMeter", "available_memory"]
 
 _ROWS_PER_ADD = 1000
 
@@ -94,3 +94,12 @@ def _resident() -> int | None:
     except ImportError:
         return None
     return psutil.Process(os.getpid()).memory_info().rss
+
+
+def available_memory() -> int | None:
+    """Bytes that new allocations can take without swapping; None if unknown."""
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)

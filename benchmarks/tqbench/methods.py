@@ -37,6 +37,8 @@ class Method:
         "nothing", "base" or "held_out".
     slow : bool
         Left out by `--quick`.
+    environment : dict
+        Variables that the library reads when its process starts; for adapters with processes of their own.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     trains_on: str = "nothing"
     slow: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,21 @@ def _faiss(
     return Method(name, label, family, "faiss_indexes:FaissIndex", bits, options, trains_on, slow)
 
 
+_PROGRESSIVE = {"progressive": True}  # fields of tqann.SearchParameters
 _ALL = (
     _ours("chain", "tqann chain", CHAIN_BITS, code="chain", memory=2),
     _ours("chain-m3", "tqann chain, memory 3", CHAIN_BITS, code="chain", memory=3),
     _ours("calibrated", "tqann calibrated", CHAIN_BITS, "base", plan="calibrated"),
     _ours("calibrated-m3", "tqann calibrated, memory 3", CHAIN_BITS, "base", plan="calibrated", memory=3),
+    _ours("chain-progressive", "tqann chain, progressive", CHAIN_BITS, search=_PROGRESSIVE),
+    _ours(
+        "calibrated-progressive",
+        "tqann calibrated, progressive",
+        CHAIN_BITS,
+        "base",
+        plan="calibrated",
+        search=_PROGRESSIVE,
+    ),
     _ours("mse-scale", "tqann mse + scale", _WHOLE, code="mse", scale="unbiased"),
     _ours("mse", "tqann mse (paper)", _WHOLE, code="mse", scale="norm"),
     _ours("prod", "tqann prod (paper, orthogonal)", _WHOLE, code="prod", sketch="orthogonal"),
@@ -109,6 +122,15 @@ _ALL = (
     _faiss("opq", "FAISS OPQ+PQ", "opq", "opq", CHAIN_BITS, "base", slow=True),
     _faiss("pq-fs", "FAISS PQFastScan", "pq-fs", "pq-fs", (0.5, 1, 2, 4), "base"),
     Method("turbovec", "turbovec", "turbovec", "rivals:TurbovecIndex", (2, 3, 4)),
+    # Its 4-bit search ranks by one bit plane first, from 32,768 rows up, unless told otherwise.
+    Method(
+        "turbovec-full",
+        "turbovec, full scan",
+        "turbovec",
+        "rivals:TurbovecIndex",
+        (4,),
+        environment={"TURBOVEC_4BIT_PLANES": "0"},
+    ),
     Method("rabitqlib", "rabitqlib, one cluster", "rabitq", "rivals:RabitqlibIndex", _WHOLE),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _ALL}
@@ -119,6 +141,9 @@ ON_REQUEST = frozenset(
         "pq-held-out",
         "prod-gaussian",
         "calibrated-m3",
+        "chain-progressive",
+        "calibrated-progressive",
+        "turbovec-full",
         *(name for name in METHODS if name.endswith("-raw")),
     }
 )

@@ -12,7 +12,7 @@ from .errors import BenchError
 from .records import record_name
 from .standing import standings
 
-__all__ = ["html_page", "write_report"]
+__all__ = ["html_page", "page", "save_report", "write_report"]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1f23; --paper: #fff; --line: #d5d9de; --soft: #6a7077;
@@ -52,46 +52,65 @@ def write_report(record: dict[str, Any], folder: str | Path, name: str | None = 
         picture = png_bytes(record)
     except ImportError as error:
         raise BenchError(f"the report needs {error.name}: pip install 'tqann[bench]'") from error
-    folder, name = Path(folder), name or record_name(record)
+    return save_report(folder, name or record_name(record), picture, html_page(record, picture))
+
+
+def save_report(folder: str | Path, name: str, picture: bytes, html: str) -> tuple[Path, Path]:
+    """Write NAME.png and NAME.html; BenchError when the folder cannot be written."""
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        png, page = folder / f"{name}.png", folder / f"{name}.html"
+        png, html_file = folder / f"{name}.png", folder / f"{name}.html"
         png.write_bytes(picture)
-        page.write_text(html_page(record, picture), encoding="utf-8")
+        html_file.write_text(html, encoding="utf-8")
     except OSError as error:
         raise BenchError(f"cannot write to {folder}: {error.strerror}") from error
-    return png, page
+    return png, html_file
 
 
 def html_page(record: dict[str, Any], picture: bytes) -> str:
     """The whole page; it loads nothing."""
-    data, machine, settings = record["dataset"], record["machine"], record["settings"]
-    title = f"tqann against its rivals on {data['name']}"
+    data, settings = record["dataset"], record["settings"]
     lines = "".join(f"<li>{escape(line)}</li>" for line in standings(record))
-    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
     tables = "".join(_table(record, bits, rows) for bits, rows in group_rows(record).items())
-    encoded = base64.b64encode(picture).decode()
     mean = f"squared mean of the unit vectors {data['squared_mean']:.3f}"
-    kernels = f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])})"
-    system = f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}"
     measured = (
         f"{data['description']}: {data['n']:,} x {data['d']}, {data['nq']:,} queries, "
         f"metric {data['metric']}, {mean}. k = {settings['k']}, "
         f"{settings['threads']} threads, median of {settings['repeats']} interleaved repeats."
     )
+    return page(
+        record,
+        f"tqann against its rivals on {data['name']}",
+        measured,
+        picture,
+        "Recall against bytes, recall against queries per second, and build time",
+        f"""<h2>Where tqann stands</h2><ul>{lines}</ul>
+{tables}
+<p class="soft">B/vec counts code, per-vector scalars and stored ids; resident is the growth of a fresh
+process, tables of fixed size included, divided by the vectors. One query (1q) is timed at one thread.
+Green is the best of its table.</p>""",
+    )
+
+
+def page(
+    record: dict[str, Any], title: str, measured: str, picture: bytes, picture_says: str, body: str
+) -> str:
+    """A page with a title, what was measured, a PNG, a body of HTML, and what the record was measured on."""
+    machine = record["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in record["versions"].items())
+    encoded = base64.b64encode(picture).decode()
+    kernels = f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])})"
+    system = f"{machine['memory_gib']} GiB, {machine['os']}, Python {machine['python']}"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p>{escape(measured)}</p>
-<img alt="Recall against bytes, recall against queries per second, and build time"
+<img alt="{escape(picture_says)}"
  src="data:image/png;base64,{encoded}">
-<h2>Where tqann stands</h2><ul>{lines}</ul>
-{tables}
-<p class="soft">B/vec counts code, per-vector scalars and stored ids; resident is the growth of a fresh
-process, tables of fixed size included, divided by the vectors. One query (1q) is timed at one thread.
-Green is the best of its table.</p>
+{body}
 <footer><h2>Measured on</h2>
 <p>{escape(kernels)}, {escape(system)}; {escape(versions)}; commit {escape(str(record["commit"]))};
 {escape(record["created"])}</p><p><code>{escape(record["command"])}</code></p></footer>

@@ -94,7 +94,7 @@ def run_groups(
     report : callable
         Called as report(what, steps done, steps in all).
     """
-    prepared = _prepare(data)
+    prepared = data.prepared()
     steps = _Steps(report, sum(len(group) for group in groups) * (1 + settings.repeats))
     steps.say("exact neighbours")
     truth = ground_truth(prepared.base, prepared.queries, _TRUTH_DEPTH, prepared.metric)
@@ -103,20 +103,6 @@ def run_groups(
         for group in groups:
             rows += _run_group(prepared, truth, group, settings, meter if settings.memory else None, steps)
     return rows
-
-
-def _prepare(data: Dataset) -> Dataset:
-    """Contiguous vectors; unit vectors for cosine, which FAISS's users make themselves."""
-
-    def ready(x: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(x, dtype=np.float32)
-        if data.metric != "cosine":
-            return x
-        norm = np.linalg.norm(x, axis=1, keepdims=True)
-        return x / np.where(norm > 0, norm, 1)
-
-    held_out = None if data.held_out is None else ready(data.held_out)
-    return Dataset(data.name, data.description, ready(data.base), ready(data.queries), data.metric, held_out)
 
 
 class _Steps:

@@ -15,6 +15,7 @@ from typing import Any
 from .display import group_rows
 from .errors import BenchError
 from .records import read_record, read_records
+from .speed.tables import SPEED_TABLES
 from .standing import standings
 
 __all__ = ["SHORT", "TABLES", "TRAINED", "main", "render", "update"]
@@ -146,6 +147,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "comparison": _comparison,
     "recall": _recall,
     "standing": _standing,
+    **SPEED_TABLES,
 }
 
 
@@ -178,7 +180,10 @@ def render(name: str, results: Path) -> str:
     if not path.is_file():
         known = ", ".join(read_records(results)) or "none"
         raise BenchError(f"no record {record!r} for table {name!r}; {results.name} has {known}")
-    return TABLES[kind](read_record(path))
+    made_of, suite = read_record(path), "speed" if kind in SPEED_TABLES else "ann"
+    if made_of["suite"] != suite:
+        raise BenchError(f"table {name!r} needs a record of {suite}, got one of {made_of['suite']}")
+    return TABLES[kind](made_of)
 
 
 def update(text: str, results: Path) -> str:

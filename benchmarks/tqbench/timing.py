@@ -12,6 +12,7 @@ __all__ = [
     "Budget",
     "add_seconds",
     "batch_seconds",
+    "batches_seconds",
     "build_seconds",
     "found_ids",
     "single_seconds",
@@ -63,6 +64,14 @@ def batch_seconds(adapter: Adapter, queries: np.ndarray, k: int) -> float:
     start = perf_counter()
     adapter.search(queries, k)
     return perf_counter() - start
+
+
+def batches_seconds(adapter: Adapter, queries: np.ndarray, k: int, limit: float) -> list[float]:
+    """Seconds of each search of all `queries`, repeated for `limit` seconds; of three or more the first is left out."""
+    taken = [batch_seconds(adapter, queries, k)]
+    while sum(taken) < limit:
+        taken.append(batch_seconds(adapter, queries, k))
+    return taken[1:] if len(taken) > 2 else taken
 
 
 def true_bytes(adapter: Adapter, n: int) -> float:

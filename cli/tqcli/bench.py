@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 from tqbench.methods import DEFAULT_BITS, METHODS, ON_REQUEST
 from tqbench.sources import SOURCES, SourceOptions
+from tqbench.speed.grid import FULL, QUICK, SETS, SPEED_METHODS
 
-from .output import NameList, NumberList, one_line_errors, print_json
+from .output import IntegerList, NameList, NumberList, one_line_errors, print_json
 
 __all__ = ["bench"]
 
@@ -131,5 +133,87 @@ def ann(
     from tqbench.display import print_record
 
     print_record(record, Console())
+    for path in written:
+        click.echo(f"wrote {path}")
+
+
+def _axis(name: str) -> str:
+    """Default and full values of an axis of the grid, for help."""
+    quick, full = (",".join(f"{v:g}" for v in getattr(grid, name)) for grid in (QUICK, FULL))
+    return f"Default {quick}; with --full {full}."
+
+
+@bench.command()
+@click.option("--full", is_flag=True, help="The whole grid and the large updates: hours.")
+@click.option(
+    "--sets", type=NameList(), default="", help=f"Comma-separated: {', '.join(SETS)}. Default: all."
+)
+@click.option("--d", type=IntegerList(), default=(), help=f"Dimensions. {_axis('d')}")
+@click.option("--bits", type=NumberList(), default=(), help=f"Bits per dimension. {_axis('bits')}")
+@click.option("--n", type=IntegerList(), default=(), help=f"Base vectors. {_axis('n')}")
+@click.option("--nq", type=IntegerList(), default=(), help=f"Queries a call. {_axis('nq')}")
+@click.option("-k", "--k", type=IntegerList(), default=(), help=f"Neighbours. {_axis('k')}")
+@click.option("--threads", type=IntegerList(), default=(), help=f"Threads. {_axis('threads')}")
+@click.option(
+    "--methods",
+    type=NameList(),
+    default="",
+    help=f"Comma-separated: {', '.join(SPEED_METHODS)}. Default: all.",
+)
+@click.option("--base", help="Real embeddings to index instead of the sample, taken at unit length.")
+@click.option("--queries", help="Their queries; without them some base vectors are set apart.")
+@click.option("--column", help="Column of a parquet file, dataset of an HDF5 file.")
+@click.option("--repeats", default=3, show_default=True, help="Interleaved repeats of every figure.")
+@click.option("--updates/--no-updates", default=True, show_default=True, help="Add, remove, filter, threads.")
+@click.option("--updates-n", type=int, help="Vectors of the updates. Default 20,000; with --full 100,000.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", default="tq-results", show_default=True, help="Folder for record, PNG and HTML.")
+@click.option("--name", help="File name of the record, without suffix.")
+@click.option("--json", "as_json", is_flag=True, help="Print the record as JSON on standard output.")
+@one_line_errors
+def speed(
+    full: bool,
+    methods: tuple[str, ...],
+    base: str | None,
+    queries: str | None,
+    column: str | None,
+    repeats: int,
+    updates: bool,
+    updates_n: int | None,
+    seed: int,
+    out: str,
+    name: str | None,
+    as_json: bool,
+    **axes: tuple[Any, ...],
+) -> None:
+    """Search speed beside the fast rivals in every cell of a grid, all in one interleaved run.
+
+    Prints our speed and recall, the fastest rival's, and the fastest of equal recall; what share of the machine's
+    limits we reach; updates; and the medians of the ratios. Writes a record, a PNG and one HTML page.
+    """
+    from tqbench.records import record_name, write_record
+    from tqbench.speed.cells import SpeedSettings
+    from tqbench.speed.grid import make_grid
+    from tqbench.speed.page import write_speed_report
+    from tqbench.speed.suite import run_speed, update_settings
+
+    grid = make_grid(full, **axes)
+    record = run_speed(
+        grid,
+        SourceOptions(base=base, queries=queries, column=column, seed=seed),
+        methods=methods,
+        settings=SpeedSettings(repeats=repeats),
+        updates=update_settings(full, updates_n, max(grid.threads)) if updates else None,
+    )
+    name = name or record_name(record)
+    written = [write_record(record, out, name), *write_speed_report(record, out, name)]
+    if as_json:
+        print_json(record)
+        return
+    from rich.console import Console
+
+    from tqbench.speed.display import print_speed
+
+    print_speed(record, Console(width=None if sys.stdout.isatty() else 150))
     for path in written:
         click.echo(f"wrote {path}")

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import click
 
-__all__ = ["NumberList", "NameList", "fail", "one_line_errors", "print_json"]
+__all__ = ["IntegerList", "NumberList", "NameList", "fail", "one_line_errors", "print_json"]
 
 
 def fail(message: str) -> NoReturn:
@@ -70,3 +70,18 @@ class NumberList(click.ParamType):
             return tuple(float(part) for part in value.split(","))
         except ValueError:
             self.fail(f"{value!r} is not a list of numbers such as 1,2,4", param, ctx)
+
+
+class IntegerList(NumberList):
+    """Whole numbers separated by commas."""
+
+    name = "integers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...]:
+        """Split at commas."""
+        numbers = super().convert(value, param, ctx)
+        if any(number != int(number) for number in numbers):
+            self.fail(f"{value!r} is not a list of whole numbers such as 1,16,256", param, ctx)
+        return tuple(int(number) for number in numbers)

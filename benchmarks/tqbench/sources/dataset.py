@@ -70,6 +70,20 @@ class Dataset:
         data.check()
         return data
 
+    def prepared(self) -> Dataset:
+        """Contiguous vectors; unit vectors for cosine, which FAISS's users make themselves."""
+        held_out = None if self.held_out is None else self._ready(self.held_out)
+        return replace(
+            self, base=self._ready(self.base), queries=self._ready(self.queries), held_out=held_out
+        )
+
+    def _ready(self, x: np.ndarray) -> np.ndarray:
+        x = np.ascontiguousarray(x, dtype=np.float32)
+        if self.metric != "cosine":
+            return x
+        norm = np.linalg.norm(x, axis=1, keepdims=True)
+        return x / np.where(norm > 0, norm, 1)
+
     def check(self) -> None:
         """Raise BenchError unless every part is a finite float32 matrix of the same width."""
         parts = {"base": self.base, "queries": self.queries}

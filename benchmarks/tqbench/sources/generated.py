@@ -8,7 +8,7 @@ from ..errors import BenchError
 from .dataset import Dataset, split_rows
 from .options import SourceOptions
 
-__all__ = ["KINDS", "load_digits", "load_synthetic"]
+__all__ = ["KINDS", "gaussian_rows", "load_digits", "load_synthetic"]
 
 KINDS = ("isotropic", "clustered", "uncentred")
 
@@ -28,24 +28,35 @@ def load_digits(options: SourceOptions) -> Dataset:
 
 def load_synthetic(options: SourceOptions) -> Dataset:
     """Gaussian vectors: isotropic; clustered with decaying variances; the same far from the origin."""
-    if options.kind not in KINDS:
-        raise BenchError(f"kind must be one of {', '.join(KINDS)}, got {options.kind!r}")
     if options.d < 8:
         raise BenchError(f"d must be at least 8, got {options.d}")
-    n, nq = options.n or 10000, options.nq or 500
+    n, nq, d = options.n or 10000, options.nq or 500, options.d
     if n < 1 or nq < 1:
         raise BenchError(f"n and nq must be at least 1, got {n} and {nq}")
-    rng = np.random.default_rng(options.seed)
-    total, d = 2 * n + nq, options.d
-    x = rng.standard_normal((total, d), dtype=np.float32)
-    if options.kind != "isotropic":
-        spread = (np.arange(1, d + 1) ** -0.5).astype(np.float32)
-        centres = rng.standard_normal((64, d), dtype=np.float32) * spread
-        x = x * spread * np.float32(0.7) + centres[rng.integers(64, size=total)]
-    if options.kind == "uncentred":
-        mean = rng.standard_normal(d, dtype=np.float32)
-        x += mean * np.float32(1.5 * np.linalg.norm(x, axis=1).mean() / np.linalg.norm(mean))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x = gaussian_rows(options.kind, 2 * n + nq, d, options.seed)
     description = f"synthetic {options.kind} unit vectors, d = {d}, seed {options.seed}"
     name = f"synthetic-{options.kind}-{d}"
     return Dataset(name, description, x[:n], x[n : n + nq], "ip", x[n + nq :]).limited(options)
+
+
+def gaussian_rows(kind: str, total: int, d: int, seed: int) -> np.ndarray:
+    """Unit rows float32 [total, d] of a kind in `KINDS`.
+
+    Raises
+    ------
+    BenchError
+        For an unknown kind.
+    """
+    if kind not in KINDS:
+        raise BenchError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((total, d), dtype=np.float32)
+    if kind != "isotropic":
+        spread = (np.arange(1, d + 1) ** -0.5).astype(np.float32)
+        centres = rng.standard_normal((64, d), dtype=np.float32) * spread
+        x = x * spread * np.float32(0.7) + centres[rng.integers(64, size=total)]
+    if kind == "uncentred":
+        mean = rng.standard_normal(d, dtype=np.float32)
+        x += mean * np.float32(1.5 * np.linalg.norm(x, axis=1).mean() / np.linalg.norm(mean))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x

@@ -1,0 +1,1 @@
+"""Measurements of the packed KV cache."""

@@ -1,0 +1,118 @@
+"""What a packed cache does to a model's predictions: divergence of its logits, every token seen through its code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.modeling_utils import AttentionInterface
+
+from tqkv.cache import TurboQuantCache
+
+__all__ = ["Distortion", "measure"]
+
+_NAME = "tqbench_stored"
+
+
+@dataclass
+class Distortion:
+    """Predictions from a packed cache against those from full precision, means over tokens.
+
+    Attributes
+    ----------
+    tokens : int
+        Predictions compared.
+    divergence : float
+        KL divergence of the packed predictions from the full-precision ones, in nats.
+    agreement : float
+        Share of tokens with the same most likely next token.
+    loss, full_loss : float
+        Cross entropy of the text, packed and in full precision, in nats.
+    effective_bits : float
+        Bits per dimension of keys and values, scales included.
+    """
+
+    tokens: int
+    divergence: float
+    agreement: float
+    loss: float
+    full_loss: float
+    effective_bits: float
+
+    def as_dict(self) -> dict[str, float]:
+        """The fields by name, for a record."""
+        return asdict(self)
+
+
+def measure(
+    model: PreTrainedModel, windows: torch.Tensor, settings: Sequence[Mapping[str, Any]]
+) -> list[Distortion]:
+    """Distortion of caches on text, teacher-forced: each query sees all keys and values, its own too, through the code.
+
+    A window is given to the cache whole, which packs all of it (no sinks, no recent tokens); attention then runs over
+    what the cache decodes. The codes are those that decoding would read.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A causal language model in evaluation mode, best in float32.
+    windows : torch.Tensor
+        int64 [n, tokens], tokens a multiple of 16.
+    settings : sequence of mapping
+        Keyword arguments of `TurboQuantCache`, one mapping for each cache to measure.
+
+    Returns
+    -------
+    list of Distortion
+        One for each of `settings`.
+    """
+    sums = torch.zeros(len(settings), 4, dtype=torch.float64)
+    bits = [0.0] * len(settings)
+    with torch.no_grad():
+        for window in windows:
+            ids = window[None].to(model.device)
+            full = model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+            target = ids[0, 1:, None]
+            for index, options in enumerate(settings):
+                cache = TurboQuantCache(model.config, sink_tokens=0, recent_tokens=0, **options)
+                with _reading(model, cache):
+                    logits = model(ids, past_key_values=cache).logits[0, :-1]
+                packed = logits.float().log_softmax(-1)
+                sums[index] += torch.stack([
+                    functional.kl_div(packed, full, reduction="sum", log_target=True),
+                    (packed.argmax(-1) == full.argmax(-1)).sum(),
+                    -packed.gather(1, target).sum(),
+                    -full.gather(1, target).sum(),
+                ]).double().cpu()  # fmt: skip
+                bits[index] = cache.effective_bits
+    tokens = windows.shape[0] * (windows.shape[1] - 1)
+    means = (sums / tokens).tolist()
+    return [Distortion(tokens, *row, effective_bits=b) for row, b in zip(means, bits, strict=True)]
+
+
+@contextmanager
+def _reading(model: PreTrainedModel, cache: TurboQuantCache) -> Iterator[None]:
+    """Let the model's attention run, causally, over what `cache` has stored instead of what it is given."""
+
+    def attention(
+        module: nn.Module, query: torch.Tensor, *_: Any, scaling: float | None = None, **__: Any
+    ) -> tuple[torch.Tensor, None]:
+        keys, values = cache.layers[module.layer_idx].decoded()
+        out = functional.scaled_dot_product_attention(
+            query, keys, values, is_causal=True, scale=scaling, enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(_NAME, attention)
+    usual = model.config._attn_implementation
+    model.set_attn_implementation(_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)

@@ -1,0 +1,154 @@
+"""Adding, removing, filtering and threads of our index, and build times beside the rivals'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from tqann import SearchParameters, TurboQuantIndex
+
+from ..errors import Unavailable
+from ..hosts import open_host
+from ..methods import METHODS, Case
+from ..metrics import median
+from ..sources.generated import gaussian_rows
+from ..timing import build_seconds
+
+__all__ = ["UpdateSettings", "run_updates"]
+
+_CHUNK = 50_000
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What the updates part measures.
+
+    Attributes
+    ----------
+    d, bits : int, float
+        Of every index here.
+    rows : int
+        Vectors of the build, and of the index that is added to, removed from and filtered.
+    thread_rows : int
+        Vectors of the index that two threads search; larger than `rows`, it repeats them.
+    singles : int
+        Single additions, removals and searches.
+    threads : int
+        "All threads".
+    rivals : tuple of str
+        Methods whose build is timed beside ours.
+    repeats : int
+        Times that searches are taken.
+    """
+
+    d: int = 1536
+    bits: float = 4
+    rows: int = 20_000
+    thread_rows: int = 20_000
+    singles: int = 500
+    threads: int = 2
+    rivals: tuple[str, ...] = ("turbovec", "pq-fs")
+    repeats: int = 3
+
+
+def run_updates(
+    settings: UpdateSettings, seed: int = 0, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Figures of a record's ``updates``: seconds throughout."""
+    extra = settings.singles + 256
+    x = gaussian_rows("isotropic", settings.rows + extra, settings.d, seed)
+    base, more, queries = x[: settings.rows], x[settings.rows : -256], x[-256:]
+    say("updates: builds")
+    builds = [_build(name, base, settings) for name in ("chain", *settings.rivals)]
+    say("updates: single additions and removals")
+    index = TurboQuantIndex(settings.d, settings.bits, "ip", threads=settings.threads)
+    index.add(base)
+    index.search(queries[:1], 10)
+    found = {
+        "builds": builds,
+        "filters": _filters(index, queries, settings),
+        "add_one_seconds": _each(index.add, [more[i : i + 1] for i in range(len(more))]),
+        "remove_one_seconds": _removals(index, settings, seed),
+    }
+    say("updates: threads")
+    return {**found, "threads": _threads(base, queries, settings)}
+
+
+def _build(name: str, base: np.ndarray, settings: UpdateSettings) -> dict[str, Any]:
+    case = Case(METHODS[name], settings.bits)
+    row: dict[str, Any] = {"method": name, "label": case.method.label}
+    try:
+        host = open_host(case, settings.d, "ip", settings.threads, counts=())
+        try:
+            trained, added = host.build(build_seconds, base, base)
+        finally:
+            host.close()
+    except Unavailable as reason:
+        return {**row, "status": "skipped", "reason": str(reason)}
+    return {**row, "status": "ok", "train_seconds": trained, "add_seconds": added}
+
+
+def _each(function: Callable[[Any], Any], arguments: list[Any]) -> float:
+    """Median seconds of a call; the first is left out."""
+    taken = []
+    for argument in arguments:
+        start = perf_counter()
+        function(argument)
+        taken.append(perf_counter() - start)
+    return median(taken[1:])
+
+
+def _removals(index: TurboQuantIndex, settings: UpdateSettings, seed: int) -> float:
+    """Mean seconds of a call that removes one id, so that what is put off counts."""
+    count = min(settings.singles, settings.rows // 2)
+    ids = np.random.default_rng(seed).permutation(settings.rows)[:count]
+    arguments = [np.array([i]) for i in ids]
+    start = perf_counter()
+    for one in arguments:
+        index.remove_ids(one)
+    index.search(np.zeros((1, settings.d), np.float32), 1)
+    return (perf_counter() - start) / len(arguments)
+
+
+def _filters(index: TurboQuantIndex, queries: np.ndarray, settings: UpdateSettings) -> dict[str, float]:
+    """Seconds of a single query at one thread without a filter and with 1% of the ids allowed."""
+    count = max(1, settings.rows // 100)
+    spread = np.sort(np.random.default_rng(1).permutation(settings.rows)[:count])
+    chosen = {"none": None, "spread": spread, "neighbouring": np.arange(count)}
+    found = {}
+    for name, ids in chosen.items():
+        mask = None
+        if ids is not None:
+            mask = np.zeros(settings.rows, dtype=bool)
+            mask[ids] = True
+        params = SearchParameters(sel=mask, threads=1)
+        calls = [queries[i : i + 1] for i in range(min(100, settings.singles))]
+        found[name] = _each(lambda q, params=params: index.search(q, 10, params=params), calls)
+    return found
+
+
+def _threads(base: np.ndarray, queries: np.ndarray, settings: UpdateSettings) -> dict[str, Any]:
+    """Seconds of a search with one thread and with all, taken in turn."""
+    index = TurboQuantIndex(settings.d, settings.bits, "ip", threads=settings.threads)
+    while index.ntotal < settings.thread_rows:
+        index.add(base[: min(_CHUNK, settings.thread_rows - index.ntotal)])
+    taken: dict[str, dict[int, list[float]]] = {}
+    for repeat in range(settings.repeats + 1):
+        for nq in (1, 256):
+            for threads in (1, settings.threads):
+                params = SearchParameters(threads=threads)
+                calls = [queries[i : i + 1] for i in range(12)] if nq == 1 else [queries, queries]
+                seconds = _each(lambda q, params=params: index.search(q, 10, params=params), calls)
+                if repeat:
+                    taken.setdefault(str(nq), {}).setdefault(threads, []).append(seconds)
+    return {
+        "rows": index.ntotal,
+        "seconds": {
+            nq: {str(threads): median(values) for threads, values in by_threads.items()}
+            for nq, by_threads in taken.items()
+        },
+    }
