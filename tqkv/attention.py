@@ -109,7 +109,7 @@ def _plain(
     scaling: float | None,
     **kwargs: Any,
 ) -> torch.Tensor:
-    """sdpa over full-precision states, causal and aligned to the last key: [batch, queries, heads, head_dim]."""
+    """Plain sdpa over full-precision states, causal and aligned to the last key: [batch, queries, heads, head_dim]."""
     queries, keys = query.shape[2], key.shape[2]
     explicit = mask is not None and mask.ndim == 4
     causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
@@ -134,7 +134,7 @@ def _plain(
 
 
 def causal_columns(start: int, n: int, queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Which of `keys` the queries `start` to ``start + n`` of `queries` see, the last query the last key: bool [n, keys]."""
+    """Keys seen by `n` queries from `start` on, bool [n, keys], if the last of `queries` sees the last key."""
     rows = torch.arange(start, start + n, device=device)[:, None] + keys - queries
     return torch.arange(keys, device=device) <= rows
 

@@ -54,6 +54,8 @@ class TurboQuantCache(Cache):
         CUDA graph. Without it the cache grows.
     seed : int
         Seed of the rotation.
+    offloading : bool
+        Must be False: attention reads the codes on the device of their layer.
 
     Attributes
     ----------
@@ -88,9 +90,14 @@ class TurboQuantCache(Cache):
         skip_layers: Iterable[int] = (),
         max_length: int | None = None,
         seed: int = 0,
+        offloading: bool = False,
     ) -> None:
         if not isinstance(config, PreTrainedConfig):
             raise ValueError(f"config must be a transformers configuration, got {type(config).__name__}")
+        if offloading is not False:
+            raise ValueError(
+                f"offloading must be False: codes stay on the device of their layer, got {offloading!r}"
+            )
         config = config.get_text_config(decoder=True)
         layers, full = _plain_layers(config)
         self.options = CacheOptions.checked(
@@ -176,6 +183,6 @@ def _plain_layers(config: PreTrainedConfig) -> tuple[list, list[int]]:
     for index in full:
         if index < len(types) and types[index] not in known:
             raise ValueError(
-                f"config.layer_types must be attention types that the cache knows, got {types[index]!r} in layer {index}"
+                f"config.layer_types must be types that the cache knows, got {types[index]!r} in layer {index}"
             )
     return layers, full

@@ -139,11 +139,8 @@ class StateCodec:
         """Rotated and centred states float32 [batch, heads, tokens, d] of what `encode` returned."""
         batch, heads, tokens, _ = codes.shape
         flat = scalars.reshape(self.n_scalars, -1).float()
-        second = None
-        if self.n_scalars == 2:
-            second = torch.where(flat[0] > 0, flat[1] / flat[0], 0.0)
-        decoded = self.rows.decode(codes.reshape(-1, self.code_size), second)
-        return (decoded * flat[0][:, None]).view(batch, heads, tokens, self.head_dim)
+        states = self.rows.reconstruct(codes.reshape(-1, self.code_size), flat)
+        return states.view(batch, heads, tokens, self.head_dim)
 
     def decode(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """States float32 [batch, heads, tokens, d], approximately those that were encoded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from tqcore.prod import Prod
 __all__ = ["ChainCode", "ProductCode", "RowCode", "ScalarCode", "row_code"]
 
 
-class RowCode(Protocol):
+class RowCode(ABC):
     """A code of rows of d coordinates of unit variance.
 
     Attributes
@@ -29,15 +29,19 @@ class RowCode(Protocol):
     """
 
     code_size: int
-    n_scalars: int
+    n_scalars = 1
 
+    @abstractmethod
     def encode(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Codes uint8 [n, code_size], and float32 [n] factors of the second scalar or None, of float32 [n, d]."""
-        ...
+        """Codes uint8 [n, code_size] of float32 [n, d], and float32 [n] second scalars over the first ones, if any."""
 
-    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
-        """Rows float32 [n, d] of codes; `second` is the second scalar over the first one, float32 [n]."""
-        ...
+    @abstractmethod
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Rows float32 [n, d] of codes, without what a second scalar adds."""
+
+    def reconstruct(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Scaled rows float32 [n, d] of codes and their scalars float32 [n_scalars, n]."""
+        return self.decode(codes) * scalars[0][:, None]
 
 
 def row_code(code: str, d: int, bits: float, memory: int, seed: int) -> RowCode:
@@ -47,10 +51,8 @@ def row_code(code: str, d: int, bits: float, memory: int, seed: int) -> RowCode:
     return ScalarCode(d, bits) if code == "mse" else ProductCode(d, int(bits), seed)
 
 
-class ChainCode:
+class ChainCode(RowCode):
     """The tail-biting chain of nibbles (tqcore/README.md, sections 2 and 3)."""
-
-    n_scalars = 1
 
     def __init__(self, d: int, bits: float, memory: int) -> None:
         self.d, self.bits, self.memory = d, bits, memory
@@ -65,7 +67,7 @@ class ChainCode:
             return encode_chain(y, self.bits, self.memory)[0], None
         return torch.from_numpy(_core.encode(self._core, y.contiguous().numpy(), None)[0]), None
 
-    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Rows of codes."""
         if codes.is_cuda:
             from tqcore.gpu import decode_chain
@@ -74,10 +76,8 @@ class ChainCode:
         return torch.from_numpy(_core.decode(self._core, codes.contiguous().numpy()))
 
 
-class ScalarCode:
-    """TurboQuant's Algorithm 1 (arXiv 2504.19874); at b + 1/2 bits the first half of the dimensions has one bit more."""
-
-    n_scalars = 1
+class ScalarCode(RowCode):
+    """TurboQuant's Algorithm 1 (arXiv 2504.19874); at b + 1/2 bits half of the dimensions have one bit more."""
 
     def __init__(self, d: int, bits: float) -> None:
         low = math.floor(bits)
@@ -96,7 +96,7 @@ class ScalarCode:
             codes.append(_bits_to_bytes(_index_to_bits(index, bits)))
         return torch.cat(codes, dim=1), None
 
-    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Centroids of codes."""
         rows = []
         for (start, end, bits), centroids, part in zip(
@@ -108,7 +108,7 @@ class ScalarCode:
         return torch.cat(rows, dim=1)
 
 
-class ProductCode:
+class ProductCode(RowCode):
     """TurboQuant's Algorithm 2: a scalar code of b - 1 bits and the signs of its sketched error; two scalars a row."""
 
     n_scalars = 2
@@ -131,12 +131,15 @@ class ProductCode:
             dim=1
         ) * self._prod.const
 
-    def decode(self, codes: torch.Tensor, second: torch.Tensor | None = None) -> torch.Tensor:
-        """Scalar part plus the reconstructed error."""
-        scalar, signs = codes[:, : self._prod.mse_size], codes[:, self._prod.mse_size :]
-        z = _bytes_to_bits(signs, self.d).float() * 2 - 1
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """The scalar part."""
+        return self._scalar.decode(codes[:, : self._prod.mse_size])
+
+    def reconstruct(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
+        """Scalar part plus the error as its signs tell it."""
+        z = _bytes_to_bits(codes[:, self._prod.mse_size :], self.d).float() * 2 - 1
         error = z @ self._sketch.to(codes.device)
-        return self._scalar.decode(scalar) + (error if second is None else error * second[:, None])
+        return super().reconstruct(codes, scalars) + error * scalars[1][:, None]
 
 
 def _index_to_bits(index: torch.Tensor, bits: int) -> torch.Tensor:

@@ -14,7 +14,7 @@ RATES = (2.0, 2.5, 3.0, 3.5, 4.0)
 _CODES = ("chain", "mse", "prod")
 _SCALES = ("unbiased", "least_squares", "norm")
 # The paper's codes are there to reproduce the paper, so they keep the paper's scale.
-_DEFAULT_SCALES = {"chain": ("unbiased", "least_squares"), "mse": ("norm", "norm"), "prod": ("norm", "norm")}
+_DEFAULT_SCALES = {"chain": ("unbiased", "unbiased"), "mse": ("norm", "norm"), "prod": ("norm", "norm")}
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class TurboQuantLayer(CacheLayerMixin):
         return min(self.window.count, self.shared.options.sink_tokens)
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Add states and return what attention needs of the layer.
 
@@ -316,7 +316,7 @@ class TurboQuantLayer(CacheLayerMixin):
         Parameters
         ----------
         tokens_to_remove : int
-            Minus the number of tokens; above 0, the number of tokens to keep, as older releases of transformers call it.
+            Minus the number of tokens; above 0, the tokens to keep, as older releases of transformers call it.
         """
         length = self.get_seq_length()
         target = length + tokens_to_remove if tokens_to_remove <= 0 else min(tokens_to_remove, length)
