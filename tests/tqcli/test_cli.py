@@ -28,7 +28,10 @@ def run(tmp_path, monkeypatch):
     return invoke
 
 
-@pytest.mark.parametrize("command", [["--help"], ["bench", "ann", "--help"], ["index", "build", "--help"]])
+@pytest.mark.parametrize(
+    "command",
+    [["--help"], ["bench", "ann", "--help"], ["bench", "speed", "--help"], ["index", "build", "--help"]],
+)
 def test_help_imports_nothing_heavy(command):
     code = (
         "import sys\n"
@@ -112,6 +115,11 @@ def test_own_ids_and_parquet(run):
         (["bench", "ann", "--source", "file"], "needs the vectors: --base FILE"),
         (["bench", "ann", "--bits", "2,x"], "is not a list of numbers"),
         (["bench", "ann", "-k", "0"], "k must be at least 1"),
+        (["bench", "speed", "--nq", "1.5"], "is not a list of whole numbers"),
+        (["bench", "speed", "--d", "4"], "d must be whole numbers of at least 8, got 4"),
+        (["bench", "speed", "--methods", "flat"], "methods must be among"),
+        (["bench", "speed", "--updates-n", "5"], "updates-n must be at least 100"),
+        (["bench", "speed", "--repeats", "0"], "repeats must be at least 1"),
         (["bench", "ann", "--source", "qwen", "--text-dir", "absent"], ""),
     ],
 )
@@ -146,4 +154,18 @@ def test_bench_ann_on_a_file(run, tmp_path):
     assert json.loads((tmp_path / "results" / "mine.json").read_text()) == record
     printed = run(*arguments, "--repeats", "1", "--no-memory").stdout
     assert "tqann chain" in printed
+    assert "wrote tq-results" in printed
+
+
+def test_bench_speed_on_a_file(run, tmp_path):
+    pytest.importorskip("faiss")
+    axes = ["--sets", "real", "--bits", "4", "--n", "100", "--nq", "1,3", "--threads", "1"]
+    arguments = ["bench", "speed", "--base", "x.npy", *axes, "--methods", "chain,rabitq-fs", "--no-updates"]
+    result = run(*arguments, "--repeats", "1", "--name", "mine", "--out", "results", "--json")
+    record = json.loads(result.stdout)
+    (group,) = record["results"]
+    assert (group["set"], group["d"], group["metric"]) == ("real", 24, "cosine")
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"mine.json", "mine.png", "mine.html"}
+    printed = run(*arguments, "--repeats", "1").stdout
+    assert "Limits at one thread" in printed
     assert "wrote tq-results" in printed

@@ -9,7 +9,16 @@ from typing import Any
 from ..errors import BenchError
 from ..records import record_name
 from ..report import page, save_report
-from .tables import Table, cell_tables, group_table, limit_table, origin, summary_table, update_table
+from .tables import (
+    Table,
+    cell_tables,
+    group_table,
+    limit_table,
+    match_table,
+    origin,
+    summary_table,
+    update_table,
+)
 
 __all__ = ["speed_page", "write_speed_report"]
 
@@ -35,7 +44,13 @@ def write_speed_report(
 
 def speed_page(record: dict[str, Any], picture: bytes) -> str:
     """The whole page; it loads nothing."""
-    tables = [summary_table(record), limit_table(record), update_table(record), *cell_tables(record)]
+    tables = [
+        summary_table(record),
+        match_table(record),
+        limit_table(record),
+        update_table(record),
+        *cell_tables(record),
+    ]
     tables += [group_table(group) for group in record["results"]]
     body = "".join(_html(table) for table in tables if table is not None)
     note = (

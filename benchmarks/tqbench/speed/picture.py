@@ -45,7 +45,7 @@ def draw_speed(record: dict[str, Any]):
 
 
 def _panel(axes: Any, title: str, found: list[tuple[Standing, float]]) -> None:
-    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     places = sorted({(s.nq, s.threads) for s, _ in found})
     methods = [name for name in _COLOURS if any(s.method == name for s, _ in found)]
@@ -61,9 +61,10 @@ def _panel(axes: Any, title: str, found: list[tuple[Standing, float]]) -> None:
             axes.hlines(middle, place - 0.1, place + 0.1, color=_COLOURS[name], linewidth=2.5)
     axes.axhline(1, color="#444444", linewidth=1)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(0.2, 0.3, 0.5, 0.7, 1, 1.5)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_xticks(range(len(places)), [f"{nq} queries\n{threads} threads" for nq, threads in places])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(range(len(places)), [f"{nq} a call\n{threads}T" for nq, threads in places])
     axes.set_title(f"{title} (bar: median)", fontsize=10)
     axes.grid(True, axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..metrics import median
+from .matching import matches
 from .standing import Rival, Standing, shares, standings, summaries
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "cell_tables",
     "group_table",
     "limit_table",
+    "match_table",
     "origin",
     "summary_table",
     "update_table",
@@ -101,6 +104,22 @@ def cell_tables(record: dict[str, Any]) -> list[Table]:
     return [Table(title, head, rows, left=2) for title, rows in tables.items()]
 
 
+def match_table(record: dict[str, Any]) -> Table:
+    """The fastest rival of every cell, and the fastest of ours with its recall and bytes or better."""
+    found = matches(record)
+    rows = []
+    for m in found:
+        name, d, n, nq, k, threads = m.place
+        cell = f"{name}, {n:,} x {d}, {m.bits:g} bits, {_queries(nq)}, k {k}, {threads}T"
+        rows.append((cell, m.rival, m.ours or "none", _times(m.ratio)))
+    ratios = [m.ratio for m in found if m.ratio is not None]
+    if ratios:
+        told = f"{sum(r >= 1 for r in ratios)} of {len(found)} at least x1"
+        rows.append((f"median, {told}", "", f"{len(found) - len(ratios)} without", _times(median(ratios))))
+    title = "Fastest rival of each cell, and our fastest of any width that finds no less in no more bytes"
+    return Table(title, ("cell", "fastest rival", "ours", "ratio"), rows, left=3)
+
+
 def group_table(group: dict[str, Any]) -> Table:
     """Every method of a group: bytes, recall, build and the speed of each cell."""
     cells = group["cells"]
@@ -178,7 +197,9 @@ def update_table(record: dict[str, Any]) -> Table | None:
         note = "" if row is own else f"{total / own['add_seconds']:.2f} times ours"
         rows.append((what, f"{total:.2f} s", note))
     rows.append(("add of one vector", f"{found['add_one_seconds'] * 1e6:.1f} us", ""))
-    rows.append(("removal of one id", f"{found['remove_one_seconds'] * 1e6:.2f} us", ""))
+    rows.append(("removal of one id, a call each", f"{found['remove_one_seconds'] * 1e6:.2f} us", ""))
+    many = f"removal of one id, {found['remove_many']:,} in a call"
+    rows.append((many, f"{found['remove_many_seconds'] * 1e6:.2f} us", ""))
     whole = found["filters"]["none"]
     for name in ("spread", "neighbouring"):
         seconds = found["filters"][name]
@@ -239,6 +260,7 @@ def _cells_markdown(record: dict[str, Any]) -> str:
 SPEED_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": lambda record: markdown(record, summary_table(record)),
     "speed-cells": _cells_markdown,
+    "speed-matches": lambda record: markdown(record, match_table(record)),
     "speed-limits": lambda record: markdown(record, limit_table(record)),
     "speed-updates": lambda record: markdown(record, update_table(record)),
 }

@@ -72,7 +72,7 @@ def run_updates(
         "builds": builds,
         "filters": _filters(index, queries, settings),
         "add_one_seconds": _each(index.add, [more[i : i + 1] for i in range(len(more))]),
-        "remove_one_seconds": _removals(index, settings, seed),
+        **_removals(index, settings, seed),
     }
     say("updates: threads")
     return {**found, "threads": _threads(base, queries, settings)}
@@ -102,16 +102,25 @@ def _each(function: Callable[[Any], Any], arguments: list[Any]) -> float:
     return median(taken[1:])
 
 
-def _removals(index: TurboQuantIndex, settings: UpdateSettings, seed: int) -> float:
-    """Mean seconds of a call that removes one id, so that what is put off counts."""
-    count = min(settings.singles, settings.rows // 2)
-    ids = np.random.default_rng(seed).permutation(settings.rows)[:count]
-    arguments = [np.array([i]) for i in ids]
+def _removals(index: TurboQuantIndex, settings: UpdateSettings, seed: int) -> dict[str, float]:
+    """Mean seconds an id of single removals and of one call; a search after each pays for what was put off."""
+    count = min(settings.singles, settings.rows // 4)
+    ids = np.random.default_rng(seed).permutation(settings.rows)[: 2 * count]
+    query = np.zeros((1, settings.d), np.float32)
+    arguments = [np.array([i]) for i in ids[:count]]
     start = perf_counter()
     for one in arguments:
         index.remove_ids(one)
-    index.search(np.zeros((1, settings.d), np.float32), 1)
-    return (perf_counter() - start) / len(arguments)
+    index.search(query, 1)
+    middle = perf_counter()
+    index.remove_ids(ids[count:])
+    index.search(query, 1)
+    end = perf_counter()
+    return {
+        "remove_one_seconds": (middle - start) / count,
+        "remove_many": count,
+        "remove_many_seconds": (end - middle) / count,
+    }
 
 
 def _filters(index: TurboQuantIndex, queries: np.ndarray, settings: UpdateSettings) -> dict[str, float]:
