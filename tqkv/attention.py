@@ -10,8 +10,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
-from tqkv.layer import ATTENTION, AttentionView
 from tqkv.softmax import SoftmaxSum
+from tqkv.view import ATTENTION, AttentionView
 
 __all__ = ["packed_attention", "register", "turboquant_attention_forward", "turboquant_mask"]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 
+import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.configuration_utils import PreTrainedConfig
 
 from tqkv.attention import register
 from tqkv.config import CacheOptions
-from tqkv.layer import CacheStats, Shared, TurboQuantLayer
+from tqkv.layer import TurboQuantLayer
+from tqkv.serialization import read_options, restore_layers, save_layers
+from tqkv.view import CacheStats, Shared
 
 __all__ = ["TurboQuantCache"]
 
@@ -127,6 +131,37 @@ class TurboQuantCache(Cache):
             layers[index] = TurboQuantLayer(shared, index)
         self._shared = shared
         super().__init__(layers=layers)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all layers to a safetensors file, to be continued after `load`."""
+        save_layers(self.layers, self.options, path)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        config: PreTrainedConfig,
+        device: str | torch.device | Mapping[int, str | torch.device] = "cpu",
+    ) -> TurboQuantCache:
+        """A saved cache.
+
+        Parameters
+        ----------
+        path : path
+            What `save` wrote.
+        config : PreTrainedConfig
+            That of the model which goes on.
+        device : str, torch.device or mapping
+            Where the layers' states go: one device, or one for every layer index.
+
+        Raises
+        ------
+        CacheFileError
+            A ValueError: the file is no cache, damaged, or of a model with other layers.
+        """
+        cache = cls(config, **read_options(path))
+        restore_layers(cache.layers, path, device)
+        return cache
 
     @property
     def stats(self) -> CacheStats:

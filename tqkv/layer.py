@@ -2,97 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from transformers.cache_utils import CacheLayerMixin
-from transformers.configuration_utils import PreTrainedConfig
 
 from tqkv.codec import StateCodec
-from tqkv.config import TILE_TOKENS, CacheOptions
+from tqkv.config import TILE_TOKENS
 from tqkv.storage import PackedStore, packed_layout
+from tqkv.view import ATTENTION, AttentionView, Shared
 from tqkv.window import Window
 
-__all__ = ["ATTENTION", "AttentionView", "CacheStats", "Shared", "TurboQuantLayer"]
-
-ATTENTION = "turboquant"  # the name of the attention function that reads packed states
-_HELD = "_tqkv_view"  # attribute of the returned keys that leads the attention function to the packed states
-
-
-@dataclass
-class CacheStats:
-    """How attention was computed, in calls of one layer each.
-
-    Attributes
-    ----------
-    prompt : int
-        On the full-precision states of a first prompt.
-    fused : int
-        By the kernel that reads packed states.
-    fallback : int
-        On states decoded block by block, or decoded whole for another attention implementation.
-    """
-
-    prompt: int = 0
-    fused: int = 0
-    fallback: int = 0
-
-
-@dataclass
-class Shared:
-    """What the layers of one cache have in common.
-
-    Attributes
-    ----------
-    options : CacheOptions
-        Rates, codes and window.
-    config : PreTrainedConfig
-        The decoder's configuration, which names the attention implementation in use.
-    stats : CacheStats
-        Counters.
-    """
-
-    options: CacheOptions
-    config: PreTrainedConfig
-    stats: CacheStats = field(default_factory=CacheStats)
-
-    @property
-    def reads_packed(self) -> bool:
-        """Whether the model's attention takes packed states."""
-        return getattr(self.config, "_attn_implementation", None) == ATTENTION
-
-
-@dataclass
-class AttentionView:
-    """What a layer's attention sees in one call, the new tokens included.
-
-    Attributes
-    ----------
-    layer : TurboQuantLayer
-        The layer whose packed tokens are seen.
-    packed : int
-        Packed tokens seen; they follow the first `sinks` tokens.
-    sinks : int
-        Leading tokens of `keys` and `values` that come before the packed ones.
-    keys, values : torch.Tensor
-        Full-precision states [batch, heads, tokens, d]: sinks, then the tokens after the packed ones.
-    """
-
-    layer: TurboQuantLayer
-    packed: int
-    sinks: int
-    keys: torch.Tensor
-    values: torch.Tensor
-
-    @classmethod
-    def of(cls, key_states: torch.Tensor) -> AttentionView | None:
-        """The view that `TurboQuantLayer.update` attached to the keys it returned, or None."""
-        return getattr(key_states, _HELD, None)
-
-    def attach(self, key_states: torch.Tensor) -> None:
-        """Let `key_states` lead to this view."""
-        setattr(key_states, _HELD, self)
+__all__ = ["TurboQuantLayer"]
 
 
 class TurboQuantLayer(CacheLayerMixin):
@@ -271,6 +193,30 @@ class TurboQuantLayer(CacheLayerMixin):
         """Keys and values [batch, heads, tokens, d] as the layer holds them, in the model's dtype."""
         view = AttentionView(self, self.packed, self.sinks, self.window.keys, self.window.values)
         return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that the layer holds, by name: row-major codes, scalars, mean and window of both sides."""
+        parts = {}
+        for side, store, held in (
+            ("key", self.key_store, self.window.keys),
+            ("value", self.value_store, self.window.values),
+        ):
+            parts[f"{side}_codes"] = store.rows(0, self.packed)
+            parts[f"{side}_scalars"] = store.scalars[..., : self.packed]
+            parts[f"{side}_window"] = held
+            if store.codec.mean is not None:
+                parts[f"{side}_mean"] = store.codec.mean
+        return parts
+
+    def restore(self, packed: int, read: Callable[[str], torch.Tensor | None]) -> None:
+        """Take the state of another layer: `packed` tokens and the tensors that `read` returns for a name of `state`."""
+        keys, values = read("key_window"), read("value_window")
+        self.lazy_initialization(keys, values)
+        self.window.append(keys, values)
+        for side, store in (("key", self.key_store), ("value", self.value_store)):
+            store.codec.mean = read(f"{side}_mean")
+            store.write(0, read(f"{side}_codes"), read(f"{side}_scalars"))
+        self.packed = packed
 
     @property
     def dims(self) -> int:
