@@ -95,8 +95,8 @@ def turboquant_attention_forward(
     if view is None:
         return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs), None
     view.layer.take()
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return packed_attention(query, view, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed_attention(query, view, attention_mask, factor).transpose(1, 2).contiguous(), None
 
 
 def _plain(
@@ -112,6 +112,8 @@ def _plain(
     """Plain sdpa over full-precision states, causal and aligned to the last key: [batch, queries, heads, head_dim]."""
     queries, keys = query.shape[2], key.shape[2]
     explicit = mask is not None and mask.ndim == 4
+    if mask is not None:
+        mask = mask[..., :keys]  # a mask for a fixed capacity is longer
     causal = getattr(module, "is_causal", True) if kwargs.get("is_causal") is None else kwargs["is_causal"]
     if explicit or (mask is None and (queries == 1 or queries == keys or not causal)):
         return sdpa_attention_forward(
@@ -162,6 +164,7 @@ def packed_attention(
         [batch, heads, queries, d of the values], dtype of `query`.
     """
     view.layer.shared.stats.fallback += 1
+    view = view.settled()
     kv_heads = view.keys.shape[1]
     step = max(1, _SCORES // (query.shape[0] * query.shape[1] * _BLOCK))
     parts = [

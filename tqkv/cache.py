@@ -11,6 +11,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from tqkv.attention import register
 from tqkv.config import CacheOptions
+from tqkv.fixed import FixedLayer
 from tqkv.layer import TurboQuantLayer
 from tqkv.serialization import read_options, restore_layers, save_layers
 from tqkv.view import CacheStats, Shared
@@ -127,8 +128,9 @@ class TurboQuantCache(Cache):
                 f"got full-attention layers {full}"
             )
         shared = Shared(self.options, config)
+        kind = TurboQuantLayer if self.options.max_length is None else FixedLayer
         for index in packed:
-            layers[index] = TurboQuantLayer(shared, index)
+            layers[index] = kind(shared, index)
         self._shared = shared
         super().__init__(layers=layers)
 
@@ -182,7 +184,7 @@ class TurboQuantCache(Cache):
             "codes" and "scales" of the packed tokens, "spare" for those to come, "window" of tokens in full
             precision, "tables" (rotation and means), and their "total".
         """
-        parts = dict.fromkeys(("codes", "scales", "spare", "window", "tables"), 0)
+        parts: dict[str, int] = dict.fromkeys(("codes", "scales", "spare", "window", "tables"), 0)
         rotations = {}
         for layer in self.packed_layers:
             if not layer.is_initialized:
@@ -202,7 +204,7 @@ class TurboQuantCache(Cache):
             if layer.is_initialized:
                 parts = layer.memory()
                 bits += 8 * (parts["codes"] + parts["scales"])
-                dims += layer.packed * layer.dims
+                dims += layer.view().packed * layer.dims
         return bits / dims if dims else 0.0
 
 

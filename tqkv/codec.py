@@ -85,7 +85,9 @@ class StateCodec:
 
     def fit_mean(self, states: torch.Tensor) -> None:
         """Fix the mean of every head and channel to that of `states` [batch, heads, tokens, d]."""
-        self.mean = states.mean(dim=(0, 2), dtype=torch.float32)[:, None, :]
+        mean = states.mean(dim=(0, 2), dtype=torch.float32)[:, None, :]
+        # A captured graph reads the mean at its address.
+        self.mean = mean if self.mean is None else self.mean.copy_(mean)
 
     def encode(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scalars of states.

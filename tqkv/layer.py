@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -100,16 +100,17 @@ class TurboQuantLayer(CacheLayerMixin):
         self._check(key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        if self.get_seq_length() == 0:
-            self._extend(key_states, value_states)
+        empty = self._is_empty()
+        view = self._extend(key_states, value_states)
+        if empty:
             self.shared.stats.prompt += 1
             return key_states, value_states
-        view = self._extend(key_states, value_states)
         if self.shared.reads_packed:
             self._handed_out = True
             view.attach(key_states)
             return key_states, value_states
         self.shared.stats.fallback += 1
+        view = view.settled()
         return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
 
     def take(self) -> None:
@@ -146,17 +147,20 @@ class TurboQuantLayer(CacheLayerMixin):
                     f"got {states.dtype} on {states.device}"
                 )
 
+    def _is_empty(self) -> bool:
+        return self.get_seq_length() == 0
+
     @torch.no_grad()
     def _extend(self, key_states: torch.Tensor, value_states: torch.Tensor) -> AttentionView:
         """Add new tokens; the view sees those in full precision that were so before, and the new ones."""
         window, tokens = self.window, key_states.shape[2]
         if tokens == 1 and window.count == window.slots:
             n = TILE_TOKENS - self.packed % TILE_TOKENS
-            self._pack(window.keys, window.values, n)
+            self._pack(window.keys, window.values, self.sinks, n)
             window.drop(self.sinks, n)
         if window.count + tokens <= window.slots:
             window.append(key_states, value_states)
-            return AttentionView(self, self.packed, self.sinks, window.keys, window.values)
+            return self.view()
         keys, values = key_states, value_states
         if window.count:
             keys = torch.cat([window.keys, key_states], dim=2)
@@ -166,18 +170,17 @@ class TurboQuantLayer(CacheLayerMixin):
         spare = keys.shape[2] - sinks - self.shared.options.recent_tokens
         # Packed tokens end at a tile, also after a crop into the middle of one.
         n = (self.packed + spare) // TILE_TOKENS * TILE_TOKENS - self.packed
-        self._pack(keys, values, n, sinks)
+        self._pack(keys, values, sinks, n)
         window.count = 0
         for part in (slice(0, sinks), slice(sinks + n, None)):
             window.append(keys[:, :, part], values[:, :, part])
         return view
 
-    def _pack(self, keys: torch.Tensor, values: torch.Tensor, n: int, sinks: int | None = None) -> None:
-        """Encode the `n` tokens after the sinks of these states."""
-        first = self.sinks if sinks is None else sinks
-        part = slice(first, first + n)
-        if self.packed == 0 and self.shared.options.centre_keys and self.key_store.codec.mean is None:
+    def _pack(self, keys: torch.Tensor, values: torch.Tensor, first: int, n: int) -> None:
+        """Encode `n` tokens of these states, from `first` on, behind the packed ones."""
+        if self.shared.options.centre_keys and self.key_store.codec.mean is None:
             self.key_store.codec.fit_mean(keys[:, :, first:])
+        part = slice(first, first + n)
         for store, states in ((self.key_store, keys), (self.value_store, values)):
             store.write(self.packed, *store.codec.encode(states[:, :, part]))
         self.packed += n
@@ -191,31 +194,39 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def decoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [batch, heads, tokens, d] as the layer holds them, in the model's dtype."""
-        view = AttentionView(self, self.packed, self.sinks, self.window.keys, self.window.values)
+        view = self.view()
         return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
+
+    def view(self) -> AttentionView:
+        """What attention sees of the layer as it is."""
+        return AttentionView(self, self.packed, self.sinks, self.window.keys, self.window.values)
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that the layer holds, by name: row-major codes, scalars, mean and window of both sides."""
-        parts = {}
+        parts, view = {}, self.view()
         for side, store, held in (
-            ("key", self.key_store, self.window.keys),
-            ("value", self.value_store, self.window.values),
+            ("key", self.key_store, view.keys),
+            ("value", self.value_store, view.values),
         ):
-            parts[f"{side}_codes"] = store.rows(0, self.packed)
-            parts[f"{side}_scalars"] = store.scalars[..., : self.packed]
+            parts[f"{side}_codes"] = store.rows(0, view.packed)
+            parts[f"{side}_scalars"] = store.scalars[..., : view.packed]
             parts[f"{side}_window"] = held
             if store.codec.mean is not None:
                 parts[f"{side}_mean"] = store.codec.mean
         return parts
 
-    def restore(self, packed: int, read: Callable[[str], torch.Tensor | None]) -> None:
-        """Take the state of another layer: `packed` tokens and the tensors that `read` returns for a name of `state`."""
-        keys, values = read("key_window"), read("value_window")
+    def restore(self, packed: int, state: Mapping[str, torch.Tensor]) -> None:
+        """Take the state of another layer: `packed` tokens and what its `state` returned."""
+        keys, values = state["key_window"], state["value_window"]
         self.lazy_initialization(keys, values)
-        self.window.append(keys, values)
         for side, store in (("key", self.key_store), ("value", self.value_store)):
-            store.codec.mean = read(f"{side}_mean")
-            store.write(0, read(f"{side}_codes"), read(f"{side}_scalars"))
+            store.codec.mean = state.get(f"{side}_mean")
+            store.write(0, state[f"{side}_codes"], state[f"{side}_scalars"])
+        self._hold(keys, values, packed)
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor, packed: int) -> None:
+        """Take these states as the full-precision ones around `packed` tokens."""
+        self.window.append(keys, values)
         self.packed = packed
 
     @property
@@ -228,8 +239,9 @@ class TurboQuantLayer(CacheLayerMixin):
     def memory(self) -> dict[str, int]:
         """Bytes allocated, as in `TurboQuantCache.memory`, without the rotation that layers share."""
         parts = {"codes": 0, "scales": 0, "spare": 0, "window": self.window.nbytes, "tables": 0}
+        packed = self.view().packed
         for store in (self.key_store, self.value_store):
-            codec, rows = store.codec, self.batch_size * store.codes.shape[1] * self.packed
+            codec, rows = store.codec, self.batch_size * store.codes.shape[1] * packed
             parts["codes"] += rows * codec.code_size
             parts["scales"] += rows * codec.n_scalars * 2
             parts["spare"] += store.nbytes - rows * (codec.code_size + codec.n_scalars * 2)

@@ -1,9 +1,9 @@
 """Caches in files: a prompt that is read once and continued many times.
 
-A file is a safetensors file. Its metadata holds under "tqkv" a JSON object: `version`, `options`, `tables` (the checksum
-of the code's tables, without which codes mean nothing), `layers` (for each its `kind` and token counts) and `checksums`
-(CRC-32 of every tensor, eight hexadecimal digits). Tensors are named ``layers.INDEX.NAME``; codes are kept row by row,
-whatever order the kernel reads them in.
+A file is a safetensors file. Its metadata holds under "tqkv" a JSON object: `version`, `options`, `tables` (the
+checksum of the code's tables, without which codes mean nothing), `layers` (for each its `kind` and token counts) and
+`checksums` (CRC-32 of every tensor, eight hexadecimal digits). Tensors are named ``layers.INDEX.NAME``; codes are kept
+row by row, whatever order the kernel reads them in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from tqcore.chain import tables_fingerprint
 from tqkv.config import CacheOptions
@@ -134,7 +134,7 @@ def _describe(layer: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if isinstance(layer, TurboQuantLayer):
         if not layer.is_initialized:
             return about, {}
-        return about | {"packed": layer.packed}, layer.state()
+        return about | {"packed": layer.view().packed}, layer.state()
     parts = {}
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         for name in ("conv_states", "recurrent_states"):
@@ -143,7 +143,7 @@ def _describe(layer: Any) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             for key, state in states.items() if isinstance(states, dict) else [(0, states)]:
                 if state is not None:
                     parts[f"{name}.{key}"] = state
-    if getattr(layer, "keys", None) is not None:
+    if isinstance(layer, CacheLayerMixin) and layer.keys is not None and layer.values is not None:
         parts |= {"keys": layer.keys, "values": layer.values}
         about["length"] = int(layer.get_seq_length())
     return about, parts
@@ -153,7 +153,13 @@ def _restore(layer: Any, about: dict[str, Any], read: Callable[[str], torch.Tens
     """Fill one new layer with what `read` returns for a name."""
     if isinstance(layer, TurboQuantLayer):
         if "packed" in about:
-            layer.restore(about["packed"], read)
+            names = (
+                f"{side}_{part}"
+                for side in ("key", "value")
+                for part in ("codes", "scalars", "window", "mean")
+            )
+            state = {name: tensor for name in names if (tensor := read(name)) is not None}
+            layer.restore(about["packed"], state)
         return
     if isinstance(layer, LinearAttentionCacheLayerMixin):
         for name, update in (
@@ -165,10 +171,10 @@ def _restore(layer: Any, about: dict[str, Any], read: Callable[[str], torch.Tens
                 update(states, state_idx=index)
                 index += 1
     keys, values = read("keys"), read("values")
-    if keys is not None and values is not None:
+    if isinstance(layer, CacheLayerMixin) and keys is not None and values is not None:
         layer.update(keys, values)
         if hasattr(layer, "cumulative_length"):
-            layer.cumulative_length = about["length"]
+            setattr(layer, "cumulative_length", about["length"])  # noqa: B010 - not all layers have it
 
 
 def _checksum(tensor: torch.Tensor) -> str:

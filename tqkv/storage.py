@@ -45,6 +45,7 @@ class PackedStore:
         self.codes = torch.empty(
             batch, heads, 0, TILE_TOKENS * codec.code_size, dtype=torch.uint8, device=device
         )
+        self._places: torch.Tensor | None = None
         self.scalars = torch.empty(codec.n_scalars, batch, heads, 0, dtype=torch.float16, device=device)
 
     @property
@@ -82,6 +83,21 @@ class PackedStore:
         tiles = codes.shape[2] // TILE_TOKENS
         self.codes[:, :, first : first + tiles] = self._pack(codes)
         self.scalars[..., at:stop] = scalars
+
+    def write_one(self, at: torch.Tensor, codes: torch.Tensor, scalars: torch.Tensor) -> None:
+        """Put the codes and scalars of one token at token `at`, int64 [1] on the device; there must be room."""
+        if self._places is None:
+            self._places = self._byte_places()
+        index = at // TILE_TOKENS * self.codes.shape[3] + self._places[at % TILE_TOKENS][0]
+        self.codes.flatten(2).index_copy_(2, index, codes[:, :, 0])
+        self.scalars.index_copy_(3, at, scalars)
+
+    def _byte_places(self) -> torch.Tensor:
+        """Where in its tile each byte of each token lies, int64 [16, code_size]."""
+        size = self.codec.code_size
+        order = torch.arange(TILE_TOKENS * size).view(1, 1, TILE_TOKENS, size)
+        low, high = (self._pack(part.to(torch.uint8)).long() for part in (order % 256, order // 256))
+        return (low + 256 * high).flatten().argsort().view(TILE_TOKENS, size).to(self.codes.device)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Codes uint8 [batch, heads, stop - start, code_size] of tokens."""

@@ -92,3 +92,7 @@ class AttentionView:
     def attach(self, key_states: torch.Tensor) -> None:
         """Let `key_states` lead to this view."""
         setattr(key_states, _HELD, self)
+
+    def settled(self) -> AttentionView:
+        """The view with its token counts known to the host."""
+        return self

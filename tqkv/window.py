@@ -52,6 +52,15 @@ class Window:
         self._values[:, :, self.count : stop] = value_states.detach()
         self.count = stop
 
+    def select_slots(self, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [batch, heads, n, d] in `slots`, int64 [n] on the device."""
+        return self._keys.index_select(2, slots), self._values.index_select(2, slots)
+
+    def put(self, slots: torch.Tensor, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Put states [batch, heads, n, d] in `slots`, int64 [n] on the device."""
+        self._keys.index_copy_(2, slots, key_states.detach())
+        self._values.index_copy_(2, slots, value_states.detach())
+
     def drop(self, first: int, n: int) -> None:
         """Take out the `n` tokens from slot `first` on and close the gap."""
         last = self.count - n

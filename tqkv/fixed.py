@@ -1,0 +1,156 @@
+"""The layer of fixed capacity: a decoding step that allocates nothing, asks the host nothing and can be captured."""
+
+from __future__ import annotations
+
+import torch
+
+from tqkv.config import TILE_TOKENS
+from tqkv.layer import TurboQuantLayer
+from tqkv.view import AttentionView
+
+__all__ = ["FixedLayer", "FixedView"]
+
+
+class FixedView(AttentionView):
+    """A view whose token counts are on the device.
+
+    Parameters
+    ----------
+    layer : FixedLayer
+        The layer seen, as it is when attention runs.
+    """
+
+    def __init__(self, layer: FixedLayer) -> None:
+        self.layer: FixedLayer = layer
+
+    def settled(self) -> AttentionView:
+        """The view in order of tokens; waits for the device."""
+        return self.layer.view()
+
+
+class FixedLayer(TurboQuantLayer):
+    """Keys and values of one full-attention layer in memory allocated once, at the first prompt.
+
+    The latest tokens lie in a ring. Each decoding step encodes the one token that its new token pushes out, at a place
+    computed on the device from `length`, so that a CUDA graph of a step can be replayed. Replays past the capacity lose
+    tokens: how many to make is the caller's to know.
+
+    Attributes
+    ----------
+    length : torch.Tensor
+        int64 [], tokens held, on the layer's device.
+    """
+
+    is_croppable = False
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate everything for states [batch, heads, tokens, d] like these."""
+        super().lazy_initialization(key_states, value_states)
+        self.length = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._known = 0
+        self._spill = -(-(self._limit - self.window.slots) // TILE_TOKENS) * TILE_TOKENS
+        for store in (self.key_store, self.value_store):
+            # One tile more takes what a step encodes before the ring is full.
+            store.reserve(self._spill + TILE_TOKENS, exact=True)
+        self.window.count = self.window.slots
+
+    def _slots(self) -> int:
+        return self.shared.options.sink_tokens + self.shared.options.recent_tokens
+
+    @property
+    def _limit(self) -> int:
+        limit = self.shared.options.max_length
+        return 0 if limit is None else limit
+
+    def _is_empty(self) -> bool:
+        return self._known == 0
+
+    def _check(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super()._check(key_states, value_states)
+        length = (self._known if self.is_initialized else 0) + key_states.shape[2]
+        if length > self._limit:
+            raise ValueError(
+                f"max_length must hold all tokens, got {length} tokens for max_length = {self._limit}"
+            )
+
+    @torch.no_grad()
+    def _extend(self, key_states: torch.Tensor, value_states: torch.Tensor) -> AttentionView:
+        tokens = key_states.shape[2]
+        if tokens == 1 and self._known:
+            self._step(key_states, value_states)
+            self._known += 1
+            return FixedView(self)
+        before = self.view()
+        keys = torch.cat([before.keys, key_states], dim=2) if self._known else key_states
+        values = torch.cat([before.values, value_states], dim=2) if self._known else value_states
+        sinks = min(keys.shape[2], self.shared.options.sink_tokens)
+        view = AttentionView(self, before.packed, sinks, keys, values)
+        if not self._known and self.shared.options.centre_keys:
+            self.key_store.codec.fit_mean(keys)
+        n = max(0, keys.shape[2] - self.window.slots)
+        for store, states in ((self.key_store, keys), (self.value_store, values)):
+            store.write(before.packed, *store.codec.encode(states[:, :, sinks : sinks + n]))
+        rest = [torch.cat([x[:, :, :sinks], x[:, :, sinks + n :]], dim=2) for x in (keys, values)]
+        self._hold(rest[0], rest[1], before.packed + n)
+        return view
+
+    def _step(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Put one token in the place of the oldest of the ring, which is encoded; no token count is on the host."""
+        slots, at = self.window.slots, self.length.reshape(1)
+        slot = self._slot(at)
+        leaving = torch.where(at >= slots, at - slots, self._spill).clamp(max=self._spill)
+        for store, states in zip(
+            (self.key_store, self.value_store), self.window.select_slots(slot), strict=True
+        ):
+            store.write_one(leaving, *store.codec.encode(states))
+        self.window.put(slot, key_states, value_states)
+        self.length.add_(1)
+
+    def _slot(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Where in the window tokens lie: the first in order, the others round the ring."""
+        sinks, recent = self.shared.options.sink_tokens, self.shared.options.recent_tokens
+        return torch.where(tokens < sinks, tokens, sinks + (tokens - sinks) % recent)
+
+    def _hold(self, keys: torch.Tensor, values: torch.Tensor, packed: int) -> None:
+        length = packed + keys.shape[2]
+        sinks = min(keys.shape[2], self.shared.options.sink_tokens)
+        tokens = torch.arange(keys.shape[2], device=self.device)
+        tokens = torch.where(tokens < sinks, tokens, tokens + packed)
+        self.window.put(self._slot(tokens), keys, values)
+        self.length.fill_(length)
+        self._known = length
+
+    def view(self) -> AttentionView:
+        """What attention sees of the layer as it is, in order of tokens; waits for the device."""
+        length = int(self.length)
+        packed = max(0, length - self.window.slots)
+        sinks = min(length, self.shared.options.sink_tokens)
+        tokens = torch.arange(length - packed, device=self.device)
+        tokens = torch.where(tokens < sinks, tokens, tokens + packed)
+        return AttentionView(self, packed, sinks, *self.window.select_slots(self._slot(tokens)))
+
+    def get_seq_length(self) -> int | torch.Tensor:
+        """Tokens held, int64 [] on the device; 0 before the first."""
+        return self.length.clone() if self.is_initialized else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The capacity for packed attention, which knows the tokens itself; else length and offset of the keys."""
+        if self.shared.reads_packed:
+            return self._limit, 0
+        return int(self.get_seq_length()) + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Tokens there is room for."""
+        return self._limit
+
+    def reset(self) -> None:
+        """Forget all tokens; memory, and graphs that were captured, stay."""
+        self._handed_out = False
+        if self.is_initialized:
+            self._known = 0
+            self.length.zero_()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raise ValueError unless nothing is to go: tokens that left the ring are only codes."""
+        if tokens_to_remove != 0:
+            raise ValueError(f"tokens_to_remove must be 0 where max_length is given, got {tokens_to_remove}")
