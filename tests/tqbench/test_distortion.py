@@ -1,0 +1,40 @@
+"""The distortion of packed caches, measured on a tiny model."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(
+        vocab_size=61, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=256,
+    )  # fmt: skip
+    model = transformers.Qwen3ForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(4.0)
+    return model
+
+
+def test_measure(model):
+    """More bits diverge less, the chain less than the paper's code, and the model is left as it was."""
+    from tqbench.kv.distortion import measure
+
+    windows = torch.randint(0, 61, (2, 64), generator=torch.Generator().manual_seed(1))
+    low, high, paper = measure(
+        model, windows, [{"bits": 2}, {"bits": 4}, {"bits": 2, "code": "mse", "centre_keys": False}]
+    )
+    assert 0 < high.divergence < low.divergence < paper.divergence
+    assert 0 <= low.agreement < high.agreement <= 1
+    assert low.full_loss == paper.full_loss
+    assert low.tokens == 126
+    assert low.effective_bits == 2 + 16 / 64
+    assert model.config._attn_implementation == "sdpa"
+    assert set(low.as_dict()) == {"tokens", "divergence", "agreement", "loss", "full_loss", "effective_bits"}
