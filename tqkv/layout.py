@@ -1,75 +1,73 @@
-"""Byte order of packed tokens: the codes of 16 tokens lie as the lanes of a warp read them."""
+"""Byte order of packed states that the attention kernel reads: tiles of 16 tokens, each lane's codes side by side."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
+from tqcore.config import CHAIN_RATES, chain_layout
+
 __all__ = ["PackedLayout", "supported"]
 
-_RATES = (2.0, 2.5, 3.0, 3.5, 4.0)
 _HEAD_DIMS = (64, 128, 256)
+_RATES = (2.0, 2.5, 3.0, 3.5, 4.0)
 _LANES = 32
-_VALUE_CHUNKS = 8  # parts of a value's row; each must be whole bytes
+_PIECES = (16, 8, 4, 2)  # bytes of a lane's loads
 
 
-def supported(head_dim: int, key_bits: float, value_bits: float) -> bool:
-    """Whether the fused kernel reads codes of these dimensions and rates."""
-    return head_dim in _HEAD_DIMS and all(
-        bits in _RATES and head_dim * bits % (8 * _VALUE_CHUNKS) == 0 for bits in (key_bits, value_bits)
-    )
+def supported(head_dim: int, bits: float) -> bool:
+    """Whether the kernel reads states of `head_dim` dimensions at `bits` bits per dimension."""
+    return head_dim in _HEAD_DIMS and bits in _RATES
 
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """Where the bytes of 16 tokens lie.
+    """Where the nibbles of 16 tokens lie in a tile.
 
-    Lane ``4 g + t`` of a warp (g < 8, t < 4) decodes what its place in the fragments of ``mma.m16n8k16`` asks for: of
-    keys, part t of 4 of the tokens g and g + 8; of values, part g of 8 of the tokens 2t, 2t + 1, 2t + 8 and 2t + 9. Its
-    bytes, in this order, are cut into units of `unit_bytes`, and a tile holds unit 0 of all lanes, then unit 1, and so on.
+    A warp's lane l = 4 g + t decodes, of keys, quarter t of the dimensions of tokens g and g + 8, and of values, eighth
+    g of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9. Its nibbles, token after token, form one string, cut into pieces of
+    16, 8, 4 and 2 bytes, largest first; the pieces of a kind of all lanes follow each other.
 
     Parameters
     ----------
     head_dim : int
         64, 128 or 256.
     bits : float
-        2, 2.5, 3, 3.5 or 4; whole ones at head_dim 64.
+        2, 2.5, 3, 3.5 or 4 bits per dimension.
     role : str
         "key" or "value".
 
     Raises
     ------
     ValueError
-        If the fused kernel reads no such codes.
+        For other values.
     """
 
     head_dim: int
     bits: float
     role: str
 
+    tile_tokens = 16
+
     def __post_init__(self) -> None:
+        if not supported(self.head_dim, self.bits):
+            raise ValueError(
+                f"head_dim must be one of {_HEAD_DIMS} and bits one of {_RATES}, "
+                f"got head_dim={self.head_dim!r} and bits={self.bits!r}"
+            )
         if self.role not in ("key", "value"):
             raise ValueError(f"role must be 'key' or 'value', got {self.role!r}")
-        if not supported(self.head_dim, self.bits, self.bits):
-            raise ValueError(
-                "head_dim and bits must be 128 or 256 and 2, 2.5, 3, 3.5 or 4, or 64 and 2, 3 or 4, "
-                f"got {self.head_dim!r} and {self.bits!r}"
-            )
-
-    @property
-    def tile_tokens(self) -> int:
-        """Tokens of a tile: the rows of one matrix instruction."""
-        return 16
 
     @property
     def code_size(self) -> int:
-        """Bytes of a token's row-major code."""
-        return int(self.head_dim * self.bits) // 8
+        """Bytes of a row-major code."""
+        return chain_layout(self.head_dim, *CHAIN_RATES[self.bits]) // 2
 
     @property
     def tile_bytes(self) -> int:
-        """Bytes of a tile."""
+        """Bytes of a tile: those of 16 codes."""
         return self.tile_tokens * self.code_size
 
     @property
@@ -78,36 +76,75 @@ class PackedLayout:
         return self.tile_bytes // _LANES
 
     @property
-    def unit_bytes(self) -> int:
-        """Bytes that a lane reads at once: 16, 8, 4 or 2."""
-        return next(unit for unit in (16, 8, 4, 2) if self.lane_bytes % unit == 0)
+    def pieces(self) -> tuple[int, ...]:
+        """Sizes in bytes of a lane's loads, in order."""
+        sizes, left = [], self.lane_bytes
+        for size in _PIECES:
+            sizes += [size] * (left // size)
+            left %= size
+        return tuple(sizes)
+
+    def source(self) -> torch.Tensor:
+        """For each nibble of a tile the nibble of its 16 row-major codes, counted from the first: int64 [2 * tile_bytes]."""
+        lane = torch.arange(_LANES)
+        g, t = lane // 4, lane % 4
+        row = 2 * self.code_size
+        if self.role == "key":
+            tokens, chunk, share = torch.stack([g, g + 8], dim=1), t, row // 4
+        else:
+            tokens = torch.stack([2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9], dim=1)
+            chunk, share = g, row // 8
+        nibbles = tokens[:, :, None] * row + chunk[:, None, None] * share + torch.arange(share)
+        strings = nibbles.flatten(1)
+        parts, start = [], 0
+        for size in self.pieces:
+            parts.append(strings[:, start : start + 2 * size].flatten())
+            start += 2 * size
+        return torch.cat(parts)
 
     def pack(self, codes: torch.Tensor) -> torch.Tensor:
-        """Tiles uint8 [..., tokens / 16, tile_bytes] of row-major codes uint8 [..., tokens, code_size]."""
+        """Tiles uint8 [..., tokens / 16, tile_bytes] of row-major codes uint8 [..., tokens, code_size].
+
+        Raises
+        ------
+        ValueError
+            If tokens is no multiple of 16, or the codes have another size.
+        """
         if codes.shape[-1] != self.code_size or codes.shape[-2] % self.tile_tokens:
             raise ValueError(
-                f"codes must be [..., a multiple of {self.tile_tokens}, {self.code_size}], got {tuple(codes.shape)}"
+                f"codes must be [..., multiple of {self.tile_tokens}, {self.code_size}], got {tuple(codes.shape)}"
             )
-        lead = codes.shape[:-2]
-        tiles = codes.shape[-2] // self.tile_tokens
-        if self.role == "key":
-            split = codes.reshape(-1, tiles, 2, 8, 4, self.code_size // 4)  # half, g, t, byte
-            lanes = split.permute(0, 1, 3, 4, 2, 5)
-        else:
-            split = codes.reshape(-1, tiles, 2, 4, 2, 8, self.code_size // 8)  # half, t, odd, g, byte
-            lanes = split.permute(0, 1, 5, 3, 2, 4, 6)
-        units = lanes.reshape(-1, tiles, _LANES, self.lane_bytes // self.unit_bytes, self.unit_bytes)
-        return units.transpose(2, 3).reshape(*lead, tiles, self.tile_bytes)
+        tiles = codes.reshape(*codes.shape[:-2], -1, self.tile_bytes)
+        return _gathered(tiles, _order(self, False, codes.device))
 
     def unpack(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Row-major codes uint8 [..., tokens, code_size] of tiles uint8 [..., tokens / 16, tile_bytes]."""
+        """Row-major codes uint8 [..., tokens, code_size] of tiles uint8 [..., tokens / 16, tile_bytes].
+
+        Raises
+        ------
+        ValueError
+            If tiles have another size.
+        """
         if tiles.shape[-1] != self.tile_bytes:
             raise ValueError(f"tiles must be [..., tiles, {self.tile_bytes}], got {tuple(tiles.shape)}")
-        lead, count = tiles.shape[:-2], tiles.shape[-2]
-        units = tiles.reshape(-1, count, self.lane_bytes // self.unit_bytes, _LANES, self.unit_bytes)
-        lanes = units.transpose(2, 3)
-        if self.role == "key":
-            rows = lanes.reshape(-1, count, 8, 4, 2, self.code_size // 4).permute(0, 1, 4, 2, 3, 5)
-        else:
-            rows = lanes.reshape(-1, count, 8, 4, 2, 2, self.code_size // 8).permute(0, 1, 4, 3, 5, 2, 6)
-        return rows.reshape(*lead, count * self.tile_tokens, self.code_size)
+        rows = _gathered(tiles, _order(self, True, tiles.device))
+        return rows.reshape(*tiles.shape[:-2], -1, self.code_size)
+
+
+@lru_cache(maxsize=64)
+def _order(layout: PackedLayout, inverse: bool, device: torch.device) -> tuple[torch.Tensor, bool]:
+    """Order of a gather, and whether it is of whole bytes rather than of nibbles."""
+    order = layout.source()
+    if inverse:
+        order = order.argsort()
+    pairs = order.view(-1, 2)
+    whole = bool((pairs[:, 0] % 2 == 0).all() and (pairs[:, 1] == pairs[:, 0] + 1).all())
+    return (pairs[:, 0] // 2 if whole else order).to(device), whole
+
+
+def _gathered(tiles: torch.Tensor, order: tuple[torch.Tensor, bool]) -> torch.Tensor:
+    index, whole = order
+    if whole:
+        return tiles[..., index]
+    nibbles = torch.stack([tiles & 15, tiles >> 4], dim=-1).flatten(-2)[..., index]
+    return nibbles[..., 0::2] | nibbles[..., 1::2] << 4

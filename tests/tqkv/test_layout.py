@@ -10,21 +10,21 @@ from tqkv.layout import PackedLayout, supported  # noqa: E402
 
 CASES = [(d, b) for d in (64, 128, 256) for b in (2.0, 2.5, 3.0, 3.5, 4.0) if supported(d, b, b)]
 
-# head_dim, bits: code_size, tile_bytes, lane_bytes, unit_bytes
+# head_dim, bits: code_size, tile_bytes, lane_bytes, pieces
 SIZES = {
-    (64, 2.0): (16, 256, 8, 8),
-    (64, 3.0): (24, 384, 12, 4),
-    (64, 4.0): (32, 512, 16, 16),
-    (128, 2.0): (32, 512, 16, 16),
-    (128, 2.5): (40, 640, 20, 4),
-    (128, 3.0): (48, 768, 24, 8),
-    (128, 3.5): (56, 896, 28, 4),
-    (128, 4.0): (64, 1024, 32, 16),
-    (256, 2.0): (64, 1024, 32, 16),
-    (256, 2.5): (80, 1280, 40, 8),
-    (256, 3.0): (96, 1536, 48, 16),
-    (256, 3.5): (112, 1792, 56, 8),
-    (256, 4.0): (128, 2048, 64, 16),
+    (64, 2.0): (16, 256, 8, (8,)),
+    (64, 3.0): (24, 384, 12, (8, 4)),
+    (64, 4.0): (32, 512, 16, (16,)),
+    (128, 2.0): (32, 512, 16, (16,)),
+    (128, 2.5): (40, 640, 20, (16, 4)),
+    (128, 3.0): (48, 768, 24, (16, 8)),
+    (128, 3.5): (56, 896, 28, (16, 8, 4)),
+    (128, 4.0): (64, 1024, 32, (16, 16)),
+    (256, 2.0): (64, 1024, 32, (16, 16)),
+    (256, 2.5): (80, 1280, 40, (16, 16, 8)),
+    (256, 3.0): (96, 1536, 48, (16, 16, 16)),
+    (256, 3.5): (112, 1792, 56, (16, 16, 16, 8)),
+    (256, 4.0): (128, 2048, 64, (16, 16, 16, 16)),
 }
 
 # At head_dim 64 and 2 bits (16 bytes a token): token and first byte of every run of bytes in a tile.
@@ -52,7 +52,7 @@ def test_sizes():
     got = {}
     for d, bits in CASES:
         layout = PackedLayout(d, bits, "key")
-        got[d, bits] = (layout.code_size, layout.tile_bytes, layout.lane_bytes, layout.unit_bytes)
+        got[d, bits] = (layout.code_size, layout.tile_bytes, layout.lane_bytes, layout.pieces)
     assert got == SIZES
 
 
@@ -62,13 +62,12 @@ def test_order_of_a_tile(role, runs, size):
     assert _order(PackedLayout(64, 2.0, role)).tolist() == want
 
 
-def test_units_of_several_lanes_alternate():
-    """At head_dim 128 and 3.5 bits a lane has 7 units of 4 bytes, and unit 1 follows unit 0 of all lanes."""
+def test_pieces_of_all_lanes_lie_together():
+    """At head_dim 128 and 3.5 bits a lane has 14 bytes of each of 2 tokens, in pieces of 16, 8 and 4."""
     order = _order(PackedLayout(128, 3.5, "key"))
-    assert order[:12].tolist() == [0, 1, 2, 3, 14, 15, 16, 17, 28, 29, 30, 31]
-    assert order[128:136].tolist() == [4, 5, 6, 7, 18, 19, 20, 21]
-    # Unit 3 of lane 0: the last two bytes of token 0's part and the first two of token 8's.
-    assert order[384:388].tolist() == [12, 13, 8 * 56, 8 * 56 + 1]
+    assert order[:18].tolist() == [*range(14), 8 * 56, 8 * 56 + 1, 14, 15]
+    assert order[512:521].tolist() == [*range(8 * 56 + 2, 8 * 56 + 10), 8 * 56 + 16]
+    assert order[768:773].tolist() == [*range(8 * 56 + 10, 8 * 56 + 14), 8 * 56 + 24]
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
@@ -83,7 +82,7 @@ def test_unpack_inverts_pack(d, bits, role):
         assert torch.equal(layout.unpack(tiles), codes)
         # A tile holds its own tokens only.
         assert torch.equal(layout.pack(codes[..., 16:32, :])[..., 0, :], tiles[..., 1, :])
-    assert layout.unpack(layout.pack(codes[..., :0, :])).shape == (2, 3, 0, layout.code_size)
+    assert layout.unpack(layout.pack(codes[:, :, :0])).shape == (2, 3, 0, layout.code_size)
 
 
 def test_errors():
