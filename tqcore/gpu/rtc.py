@@ -65,7 +65,7 @@ class Kernel:
         grid, block : tuple of int
             Up to three sizes.
         args : tuple
-            CUDA tensors and None (pointers), `Long` (int64), int and bool (int32), float (float32).
+            CUDA tensors and None (pointers), `Long` (int64), int and bool (int32), float (float32), `ctypes.Structure`.
         shared : int
             Bytes of dynamic shared memory.
         """
@@ -74,24 +74,28 @@ class Kernel:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _checked(driver.cuFuncSetAttribute(self._function, attribute, shared))
             self._shared = shared
-        values, types = zip(*(_argument(value) for value in args), strict=True)
+        values = [_argument(value) for value in args]
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
         stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
         sizes = (*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block)))
-        _checked(driver.cuLaunchKernel(self._function, *sizes, shared, stream, (values, types), 0))
+        _checked(driver.cuLaunchKernel(self._function, *sizes, shared, stream, ctypes.addressof(pointers), 0))
 
 
-def _argument(value: Any) -> tuple[Any, Any]:
-    if value is None:
-        return 0, ctypes.c_void_p
-    if isinstance(value, torch.Tensor):
-        return value.data_ptr(), ctypes.c_void_p
+def _argument(value: Any) -> Any:
+    """The ctypes value of a kernel argument."""
+    if isinstance(value, ctypes.Structure):
+        return value
+    if value is None or isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(None if value is None else value.data_ptr())
     if isinstance(value, Long):
-        return int(value), ctypes.c_int64
+        return ctypes.c_int64(value)
     if isinstance(value, int):
-        return int(value), ctypes.c_int32
+        return ctypes.c_int32(value)
     if isinstance(value, float):
-        return value, ctypes.c_float
-    raise TypeError(f"a kernel argument must be a tensor, None, int, Long or float, got {type(value).__name__}")
+        return ctypes.c_float(value)
+    raise TypeError(
+        f"a kernel argument must be a tensor, None, int, Long, float or ctypes.Structure, got {type(value).__name__}"
+    )
 
 
 class Module:

@@ -1,0 +1,302 @@
+"""Decode attention that reads packed keys and values: the CUDA kernel of ``decode.cu`` on torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+
+import numpy as np
+import torch
+
+from tqcore.config import CHAIN_RATES
+from tqcore.gpu.rtc import Kernel, compile_module
+from tqkv.layout import PackedLayout
+
+__all__ = ["PackedStates", "decode_attention", "table_words"]
+
+_QUERIES = 8  # of a block: the n side of the matrix instruction
+_STEP = 32  # tokens that a warp takes at a time
+_WARPS = {64: 12, 128: 12, 256: 8}
+_STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+
+@dataclass(frozen=True)
+class PackedStates:
+    """Packed keys or values of one layer.
+
+    Attributes
+    ----------
+    codes : torch.Tensor
+        uint8 [batch, kv_heads, tiles, tile_bytes] in the order of `tqkv.layout.PackedLayout`, contiguous.
+    scales : torch.Tensor
+        float16 [batch, kv_heads, 16 * tiles], contiguous, not negative; NaN makes the outputs NaN that see it.
+    bits : float
+        Bits per dimension.
+    tables : numpy.ndarray
+        float32 [Q, m, 16] with m 1 or 2, as `tqcore.chain.chain_tables` or `nibble_tables` returns them.
+    signs : torch.Tensor
+        float32 [rounds, head_dim] of the rotation: each round multiplies by its signs, then transforms.
+    mean : torch.Tensor or None
+        float32 [kv_heads, head_dim], taken off the keys before coding; None for values.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    bits: float
+    tables: np.ndarray
+    signs: torch.Tensor
+    mean: torch.Tensor | None = None
+
+
+class _Problem(ctypes.Structure):
+    """``Problem`` of decode.cu."""
+
+    _pointers = (
+        "q key_codes value_codes key_scales value_scales key_tables value_tables key_signs value_signs key_mean "
+        "lengths starts extra_lengths extra_mask extra_k extra_v out part_sums part_scalars counters"
+    ).split()
+    _strides = "q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token".split()
+    _sizes = "heads kv_heads new_tokens capacity extra splits key_rounds value_rounds".split()
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _pointers),
+        *((name, ctypes.c_int64) for name in _strides),
+        *((name, ctypes.c_int32) for name in _sizes),
+        ("scaling", ctypes.c_float),
+    )
+
+
+def decode_attention(
+    q: torch.Tensor,
+    keys: PackedStates,
+    values: PackedStates,
+    lengths: torch.Tensor,
+    *,
+    scaling: float,
+    starts: torch.Tensor | None = None,
+    extra_k: torch.Tensor | None = None,
+    extra_v: torch.Tensor | None = None,
+    extra_lengths: torch.Tensor | None = None,
+    extra_mask: torch.Tensor | None = None,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Softmax attention of a few queries over packed tokens and, behind them, tokens in full precision.
+
+    One kernel launch; may be captured in a CUDA graph after one call outside of it. Codes are read once for every 8
+    queries that share a key-value head.
+
+    Parameters
+    ----------
+    q : torch.Tensor
+        [batch, heads, new, head_dim] float32, float16 or bfloat16, not rotated; the last dimension contiguous.
+    keys, values : PackedStates
+        The packed tokens.
+    lengths : torch.Tensor
+        int32 [batch], packed tokens of each row.
+    scaling : float
+        Factor of the logits.
+    starts : torch.Tensor, optional
+        int32 [batch], packed tokens before it are masked.
+    extra_k, extra_v : torch.Tensor, optional
+        [batch, kv_heads, width, head_dim], dtype of `q`, the last dimension contiguous. The last `new` valid ones are
+        those of the queries: a query sees none that follow its own.
+    extra_lengths : torch.Tensor, optional
+        int32 [batch], valid tokens of `extra_k`; all if None.
+    extra_mask : torch.Tensor, optional
+        bool [batch, width], False where a token is masked.
+    out : torch.Tensor, optional
+        [batch, heads, new, head_dim], contiguous, dtype of `q`.
+
+    Returns
+    -------
+    torch.Tensor
+        [batch, heads, new, head_dim], dtype of `q`; zero for queries that see nothing.
+
+    Raises
+    ------
+    ValueError
+        If a shape, dtype, device or order in memory is another one.
+    """
+    batch, heads, new, head_dim = q.shape
+    kv_heads, tiles = keys.codes.shape[1:3]
+    extra = 0 if extra_k is None else extra_k.shape[2]
+    if out is None:
+        out = torch.empty(batch, heads, new, head_dim, dtype=q.dtype, device=q.device)
+    _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, out)
+    pairs = batch * kv_heads * -(-heads // kv_heads * new // _QUERIES)
+    splits = _splits(pairs, tiles, extra > 0, _multiprocessors(q.device))
+    parts = splits + (extra > 0)
+    sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float32, device=q.device)
+    scalars = torch.empty(pairs, parts, _QUERIES, 2, dtype=torch.float32, device=q.device)
+    tensors = (
+        *(q, keys.codes, values.codes, keys.scales, values.scales),
+        _device_tables(keys.tables.tobytes(), keys.tables.shape, keys.bits, q.device),
+        _device_tables(values.tables.tobytes(), values.tables.shape, values.bits, q.device),
+        *(keys.signs, values.signs, keys.mean, lengths, starts, extra_lengths, extra_mask),
+        *((extra_k, extra_v) if extra else (None, None)),
+        *(out, sums, scalars, _counters(pairs, q.device)),
+    )
+    strides = [
+        stride
+        for states in (q, extra_k, extra_v)
+        for stride in ((0, 0, 0) if states is None else states.stride()[:3])
+    ]
+    sizes = (heads, kv_heads, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
+    problem = _Problem(
+        *(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, scaling / math.log(2)
+    )
+    with torch.cuda.device(q.device):
+        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
+        kernel((pairs, parts), (_WARPS[head_dim] * 32,), (problem,), shared)
+    return out
+
+
+def table_words(tables: np.ndarray, bits: float) -> np.ndarray:
+    """Look-up words of the kernel.
+
+    Parameters
+    ----------
+    tables : numpy.ndarray
+        float32 [Q, m, 16], m 1 or 2.
+    bits : float
+        Rate, P nibbles per Q dimensions.
+
+    Returns
+    -------
+    numpy.ndarray
+        float16 [P, 16, 2, 2]: of each phase and nibble, two words of two values. The first word holds what the nibble
+        gives to the dimensions it closes, the second what it gives to those that the next one closes; where both are
+        single they share the first.
+    """
+    p, q = CHAIN_RATES[bits]
+    first = np.zeros((q, 16), np.float32) if tables.shape[1] == 1 else tables[:, 1]
+    words = np.zeros((p, 16, 2, 2), np.float16)
+    for phase in range(p):
+        now = [i for i in range(2 * q) if i * p // q == phase]
+        following = [i for i in range(2 * q) if i * p // q == phase + 1]
+        for place, dim in enumerate(now):
+            words[phase, :, 0, place] = tables[dim % q, 0]
+        if len(now) == len(following) == 1:
+            words[phase, :, 0, 1] = first[following[0] % q]
+            continue
+        for place, dim in enumerate(following):
+            words[phase, :, 1, place] = first[dim % q]
+    return words
+
+
+def _check(
+    q: torch.Tensor,
+    keys: PackedStates,
+    values: PackedStates,
+    lengths: torch.Tensor,
+    starts: torch.Tensor | None,
+    extra_k: torch.Tensor | None,
+    extra_v: torch.Tensor | None,
+    extra_lengths: torch.Tensor | None,
+    extra_mask: torch.Tensor | None,
+    out: torch.Tensor,
+) -> None:
+    batch, heads, _, d = q.shape
+    kv_heads, tiles = keys.codes.shape[1:3]
+    if not q.is_cuda or q.dtype not in _STATES or q.stride(-1) != 1 or heads % kv_heads:
+        raise ValueError(
+            f"q must be float32, float16 or bfloat16 on a CUDA device, its last dimension contiguous, with a multiple "
+            f"of {kv_heads} heads, got {q.dtype} on {q.device}, shape {tuple(q.shape)}, strides {q.stride()}"
+        )
+    expected: list[tuple[str, torch.Tensor | None, torch.dtype, tuple[int, ...]]] = []
+    for role, states in (("key", keys), ("value", values)):
+        layout = PackedLayout(d, states.bits, role)
+        expected += [
+            (f"{role} codes", states.codes, torch.uint8, (batch, kv_heads, tiles, layout.tile_bytes)),
+            (f"{role} scales", states.scales, torch.float16, (batch, kv_heads, tiles * 16)),
+            (f"{role} signs", states.signs, torch.float32, (len(states.signs), d)),
+            (f"{role} mean", states.mean, torch.float32, (kv_heads, d)),
+        ]
+        if states.tables.shape not in [(CHAIN_RATES[states.bits][1], m, 16) for m in (1, 2)]:
+            raise ValueError(f"{role} tables must be [Q, 1 or 2, 16], got {states.tables.shape}")
+    if values.mean is not None:
+        raise ValueError("values must have mean None")
+    if (extra_k is None) != (extra_v is None):
+        raise ValueError("extra_k and extra_v must both be given or both be None")
+    width = 0 if extra_k is None else extra_k.shape[2]
+    expected += [
+        ("lengths", lengths, torch.int32, (batch,)),
+        ("starts", starts, torch.int32, (batch,)),
+        ("extra_lengths", extra_lengths, torch.int32, (batch,)),
+        ("extra_mask", extra_mask, torch.bool, (batch, width)),
+        ("out", out, q.dtype, tuple(q.shape)),
+    ]
+    for name, states in (("extra_k", extra_k), ("extra_v", extra_v)):
+        expected.append((name, states, q.dtype, (batch, kv_heads, width, d)))
+    for name, tensor, dtype, shape in expected:
+        if tensor is None:
+            continue
+        whole = tensor.stride(-1) == 1 if name.startswith("extra_") else tensor.is_contiguous()
+        if (tensor.dtype, tuple(tensor.shape), tensor.device) != (dtype, shape, q.device) or not whole:
+            raise ValueError(
+                f"{name} must be {dtype} {list(shape)} on {q.device} and contiguous, got {tensor.dtype} "
+                f"{list(tensor.shape)} on {tensor.device} with strides {tensor.stride()}"
+            )
+
+
+def _splits(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
+    """Parts of the packed tokens of one query block, so that all multiprocessors end at about the same time."""
+    most = max(1, min(-(-tiles * 16 // _STEP), -(-4 * multiprocessors // pairs)))
+
+    def cost(splits: int) -> float:
+        waves = -(-pairs * (splits + extra) // multiprocessors)
+        return waves / splits + 0.02 * waves
+
+    return min(range(1, most + 1), key=cost)
+
+
+@lru_cache(maxsize=16)
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=64)
+def _device_tables(data: bytes, shape: tuple[int, ...], bits: float, device: torch.device) -> torch.Tensor:
+    words = table_words(np.frombuffer(data, np.float32).reshape(shape), bits)
+    return torch.from_numpy(words).to(device)
+
+
+_counts: dict[tuple[torch.device, int], torch.Tensor] = {}
+
+
+def _counters(pairs: int, device: torch.device) -> torch.Tensor:
+    """Zeros int32 [pairs or more] of the current stream; every launch leaves them zero."""
+    key = (device, torch.cuda.current_stream(device).cuda_stream)
+    held = _counts.get(key)
+    if held is None or len(held) < pairs:
+        held = torch.zeros(max(pairs, 1024), dtype=torch.int32, device=device)
+        # What is allocated under capture belongs to the graph, which zeroes it at every replay.
+        if not torch.cuda.is_current_stream_capturing():
+            _counts[key] = held
+    return held
+
+
+@lru_cache(maxsize=64)
+def _kernel(
+    head_dim: int, key_bits: float, value_bits: float, state: int, _device: int
+) -> tuple[Kernel, int]:
+    """The kernel of a combination and the bytes of shared memory it takes."""
+    warps = _WARPS[head_dim]
+    (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
+    names = {
+        "HEAD_DIM": head_dim,
+        "KEY_P": key_p,
+        "KEY_Q": key_q,
+        "VALUE_P": value_p,
+        "VALUE_Q": value_q,
+        "STATE": state,
+        "WARPS": warps,
+    }
+    source = files("tqkv").joinpath("kernels/decode.cu").read_text()
+    module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
+    # Tables; then rotated queries and their fragments, or the sums of the warps, of padded pitch.
+    queries = 40 * 256 + _QUERIES * head_dim * 4
+    sums = 4 * warps * _QUERIES * 4 + warps * _QUERIES * (head_dim + 24) * 4
+    return module.kernel("decode"), 2048 + max(queries, sums)
