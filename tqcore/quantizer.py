@@ -17,7 +17,7 @@ from tqcore.rotation import HaarRotation, HadamardRotation
 
 __all__ = ["Quantizer"]
 
-_CHUNK = 1 << 14  # rows encoded at a time, so that scratch memory stays small
+_CHUNK_BYTES = 12 << 20  # of rows encoded at a time, so that scratch memory stays small and in cache
 
 
 class Quantizer:
@@ -264,14 +264,17 @@ class Quantizer:
         x = np.ascontiguousarray(x, dtype=np.float32)
         codes = np.empty((len(x), self.code_size), np.uint8)
         scalars = np.empty((len(x), self.n_scalars), np.float32)
-        for start in range(0, len(x), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for part in self._chunks(len(x)):
             with np.errstate(over="ignore"):
                 codes[part], scalars[part] = self._encode_chunk(x[part], threads)
         if not np.isfinite(scalars).all():
             row = int(np.flatnonzero(~np.isfinite(scalars).all(axis=1))[0])
             raise ValueError(f"x must have squared norms within float32's range, got row {row} beyond it")
         return codes, scalars
+
+    def _chunks(self, n: int) -> list[slice]:
+        rows = max(256, _CHUNK_BYTES // (4 * self.d))
+        return [slice(start, start + rows) for start in range(0, n, rows)]
 
     def _encode_chunk(self, x: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         if self.plan is not None:
@@ -328,8 +331,7 @@ class Quantizer:
     def decode(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, d] whose inner products the scan reports, of codes and scalars from `encode`."""
         out = np.empty((len(codes), self.d), np.float32)
-        for start in range(0, len(codes), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for part in self._chunks(len(codes)):
             out[part] = self._decode_chunk(np.ascontiguousarray(codes[part]), np.asarray(scalars[part]))
         return out
 

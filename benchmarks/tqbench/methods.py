@@ -85,21 +85,11 @@ def _faiss(
     return Method(name, label, family, "faiss_indexes:FaissIndex", bits, options, trains_on, slow)
 
 
-_PROGRESSIVE = {"progressive": True}  # fields of tqann.SearchParameters
 _ALL = (
     _ours("chain", "tqann chain", CHAIN_BITS, code="chain", memory=2),
     _ours("chain-m3", "tqann chain, memory 3", CHAIN_BITS, code="chain", memory=3),
     _ours("calibrated", "tqann calibrated", CHAIN_BITS, "base", plan="calibrated"),
     _ours("calibrated-m3", "tqann calibrated, memory 3", CHAIN_BITS, "base", plan="calibrated", memory=3),
-    _ours("chain-progressive", "tqann chain, progressive", CHAIN_BITS, search=_PROGRESSIVE),
-    _ours(
-        "calibrated-progressive",
-        "tqann calibrated, progressive",
-        CHAIN_BITS,
-        "base",
-        plan="calibrated",
-        search=_PROGRESSIVE,
-    ),
     _ours("mse-scale", "tqann mse + scale", _WHOLE, code="mse", scale="unbiased"),
     _ours("mse", "tqann mse (paper)", _WHOLE, code="mse", scale="norm"),
     _ours("prod", "tqann prod (paper, orthogonal)", _WHOLE, code="prod", sketch="orthogonal"),
@@ -141,8 +131,6 @@ ON_REQUEST = frozenset(
         "pq-held-out",
         "prod-gaussian",
         "calibrated-m3",
-        "chain-progressive",
-        "calibrated-progressive",
         "turbovec-full",
         *(name for name in METHODS if name.endswith("-raw")),
     }

@@ -15,7 +15,7 @@ struct Candidate {
 // Keeps every candidate whose upper bound reaches the k-th largest lower bound seen.
 class Reservoir {
 public:
-    explicit Reservoir(int64_t k) : k_((size_t)k), limit_(std::max<size_t>(2 * (size_t)k, 128)) {}
+    explicit Reservoir(int64_t k) : k_((size_t)k), limit_(std::max<size_t>(2 * (size_t)k, 48)) {}
 
     float threshold() const { return threshold_; }
     std::vector<Candidate>& candidates() { return kept_; }

@@ -14,6 +14,7 @@ namespace {
 constexpr int kGroup = 32;                       // queries that share one pass over a slice of the codes
 constexpr int kTile = 4;                         // queries scanned together
 constexpr size_t kChunkBytes = 192 * 1024;       // codes that stay in the second-level cache
+constexpr int64_t kFirstChunk = 8;               // blocks
 constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
 constexpr int64_t kWorkPerThread = 6 << 20;      // code bytes times queries worth starting a thread for
 
@@ -24,16 +25,16 @@ public:
         : rows_(rows), code_(*rows.code), packed_((size_t)code_.words() * 4),
           nibbles_(2 * (size_t)code_.code_size + 16), yhat_((size_t)code_.query_size()) {}
 
-    // Scores of later calls are against this query.
-    void set_query(const float* q) {
+    // Scores of later calls are against this query; `exact` are its tables, if it has any.
+    void set_query(const float* q, const double* exact) {
         query_ = q;
-        if (code_.scannable()) tables_.build_exact(code_, q);
+        exact_ = exact;
     }
 
     double operator()(int64_t row) {
         // Half a byte may be unused at the end of a part: its table is zero.
         if (code_.scannable())
-            return finish(row, kernels()->lut_score(tables_.exact(), bytes(row), 2 * code_.code_size), 0.0);
+            return finish(row, kernels()->lut_score(exact_, bytes(row), 2 * code_.code_size), 0.0);
         decode(row);
         return of_decoded(row, query_);
     }
@@ -63,7 +64,7 @@ private:
     const Rows& rows_;
     const Code& code_;
     const float* query_ = nullptr;
-    Tables tables_;
+    const double* exact_ = nullptr;
     std::vector<uint8_t> packed_, nibbles_;
     std::vector<float> yhat_;
 };
@@ -95,13 +96,17 @@ public:
             tables_[i].bounds.norm_factor = (float)(-0.5 * (1.0 - kNormRounding));
         }
         const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
-        chunk_ = std::max<int64_t>(4, std::min<int64_t>(256, fit / 4 * 4));
+        chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
+        acc_.reset(new int32_t[(size_t)chunk_ * kLanes * (size_t)std::min(kTile, count)]);
+        pass_.assign((size_t)chunk_ + 3, 0);
     }
+
+    const double* exact(int query) const { return tables_[(size_t)query].exact(); }
 
     void run(int64_t begin, int64_t end, Sink& sink) {
         std::vector<uint32_t> scratch;
         // Small at first: a threshold from few rows spares most of the next ones.
-        int64_t size = 8, stop;
+        int64_t size = kFirstChunk, stop;
         for (int64_t b = begin; b < end; b = stop, size = std::min(chunk_, 2 * size)) {
             stop = std::min(end, b + size);
             const uint32_t* blocks = rows_.blocks ? rows_.blocks + b * words_ * kLanes : nullptr;
@@ -131,19 +136,17 @@ public:
 private:
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         const bool whole = (first_block + n_blocks) * kLanes <= rows_.n;
-        acc_.resize((size_t)n_blocks * kTile * kLanes);
-        pass_.assign((size_t)(n_blocks + 3), 0);
         for (int t = 0; t < count_; t += kTile) {
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];
             for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
-            kernels()->scan(blocks, n_blocks, words_, views, n, acc_.data());
+            kernels()->scan(blocks, n_blocks, words_, views, n, acc_.get());
             for (int i = 0; i < n; ++i) {
                 // The last block may reach past the columns' end, so it is taken from a copy.
                 const int head = whole ? n_blocks : n_blocks - 1;
-                select(t + i, acc_.data() + i * kLanes, n * kLanes, first_block, head, allowed, sink, false);
+                select(t + i, acc_.get() + i * kLanes, n * kLanes, first_block, head, allowed, sink, false);
                 if (!whole)
-                    select(t + i, acc_.data() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes, first_block + head, 1,
+                    select(t + i, acc_.get() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes, first_block + head, 1,
                            allowed ? allowed + head : nullptr, sink, true);
             }
         }
@@ -193,7 +196,7 @@ private:
     int words_, count_;
     int64_t chunk_;
     std::vector<Tables> tables_;
-    std::vector<int32_t> acc_;
+    std::unique_ptr<int32_t[]> acc_;                  // of a chunk, for the queries of a tile
     std::vector<uint16_t> allowed_, pass_;
 };
 
@@ -215,11 +218,16 @@ void decode_scan(const Rows& rows, const Queries& queries, int64_t first, int co
         }
 }
 
-void scan(const Rows& rows, const Queries& queries, int64_t first, int count, int64_t begin, int64_t end, Sink& sink) {
-    if (rows.code->scannable())
-        TableScan(rows, queries, first, count).run(begin, end, sink);
-    else
+// The scan of queries [first, first + count) over blocks [begin, end); the tables it made, if it made any.
+std::unique_ptr<TableScan> scan(const Rows& rows, const Queries& queries, int64_t first, int count, int64_t begin,
+                                int64_t end, Sink& sink) {
+    if (!rows.code->scannable()) {
         decode_scan(rows, queries, first, count, begin, end, sink);
+        return nullptr;
+    }
+    auto tables = std::make_unique<TableScan>(rows, queries, first, count);
+    tables->run(begin, end, sink);
+    return tables;
 }
 
 // Query groups times slices of the blocks, so that every thread has a share whatever the shape.
@@ -263,9 +271,7 @@ float distance(const Rows& rows, const Queries& queries, int64_t query, double s
     return d > 0 ? (float)d : 0.0f;
 }
 
-std::vector<Scored> score_all(Scorer& scorer, const Rows& rows, const Queries& queries, int64_t query,
-                              const std::vector<int64_t>& candidates) {
-    scorer.set_query(queries.q + query * rows.code->query_size());
+std::vector<Scored> score_all(Scorer& scorer, const Rows& rows, const std::vector<int64_t>& candidates) {
     std::vector<Scored> out;
     out.reserve(candidates.size());
     for (const int64_t row : candidates) out.push_back({scorer(row), rows.ids ? rows.ids[row] : row});
@@ -287,7 +293,7 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
         const int64_t g = task / s.slices, slice = task % s.slices, first = g * s.group;
         const int count = (int)std::min<int64_t>(s.group, queries.n - first);
         sinks[(size_t)task] = std::make_unique<TopSink>(count, keep);
-        scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), *sinks[(size_t)task]);
+        const auto tables = scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), *sinks[(size_t)task]);
         if (--left[(size_t)g]) return;
         // The group's last slice: what no other slice can outdo is scored exactly.
         Scorer scorer(rows);
@@ -299,7 +305,8 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
             all.prune();
             std::vector<int64_t> candidates;
             for (const Candidate& c : all.candidates()) candidates.push_back(c.row);
-            std::vector<Scored> scored = score_all(scorer, rows, queries, first + i, candidates);
+            scorer.set_query(queries.q + (first + i) * rows.code->query_size(), tables ? tables->exact(i) : nullptr);
+            std::vector<Scored> scored = score_all(scorer, rows, candidates);
             const size_t n = std::min<size_t>((size_t)keep, scored.size());
             std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
             for (size_t r = 0; r < n; ++r) {
@@ -326,11 +333,12 @@ std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& quer
             const double limit = l2 ? 0.5 * (c - (double)radius) : (double)radius - c;
             sink.limits[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
         }
-        scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
+        const auto tables = scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
         Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
             std::vector<Hit> found;
-            for (const Scored& r : score_all(scorer, rows, queries, first + i, sink.kept[(size_t)i])) {
+            scorer.set_query(queries.q + (first + i) * rows.code->query_size(), tables ? tables->exact(i) : nullptr);
+            for (const Scored& r : score_all(scorer, rows, sink.kept[(size_t)i])) {
                 const float d = distance(rows, queries, first + i, r.score);
                 if (l2 ? d < radius : d > radius) found.push_back({d, r.id});
             }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tqann import SearchParameters, TurboQuantIndex
+from tqann import TurboQuantIndex
 
 from ..errors import Unavailable
 
@@ -18,14 +18,8 @@ class OurIndex:
 
     threads_can_change = True
 
-    def __init__(
-        self, d: int, bits: float, metric: str, *, search: dict[str, Any] | None = None, **options: Any
-    ) -> None:
+    def __init__(self, d: int, bits: float, metric: str, **options: Any) -> None:
         self.planned = options.get("plan") == "calibrated"
-        try:
-            self.params = SearchParameters(**search) if search else None
-        except TypeError as error:
-            raise Unavailable(f"this tqann has no search parameter {', '.join(search or ())}") from error
         try:
             self.index = TurboQuantIndex(d, bits, metric, **options)
         except ValueError as error:
@@ -42,7 +36,7 @@ class OurIndex:
 
     def search(self, q: np.ndarray, k: int) -> np.ndarray:
         """Ids [nq, k]."""
-        return self.index.search(q, k, params=self.params)[1]
+        return self.index.search(q, k)[1]
 
     def set_threads(self, n: int) -> None:
         """Threads of encoding and searching."""

@@ -55,7 +55,7 @@ def speed_page(record: dict[str, Any], picture: bytes) -> str:
     body = "".join(_html(table) for table in tables if table is not None)
     note = (
         "Ratios are our queries/s in those of the fastest rival of the same cell, all methods measured in turn in one "
-        "run. Recall is 10@10. A progressive search reads a part of the codes first; everything else is a full scan, "
+        "run. Recall is 10@10. All are full scans, "
         "unless a rival's own default is staged. The instruction limit counts those of the scan's inner loop."
     )
     return page(

@@ -14,9 +14,7 @@ __all__ = ["draw_speed", "speed_png"]
 
 _COLOURS = {
     "chain": "#0b5fd6",
-    "chain-progressive": "#7aaef0",
     "calibrated": "#0a7a2f",
-    "calibrated-progressive": "#7fc796",
 }
 
 
