@@ -85,7 +85,7 @@ class PackedLayout:
         return tuple(sizes)
 
     def source(self) -> torch.Tensor:
-        """For each nibble of a tile the nibble of its 16 row-major codes, counted from the first: int64 [2 * tile_bytes]."""
+        """For each nibble of a tile its place in the 16 row-major codes: int64 [2 * tile_bytes]."""
         lane = torch.arange(_LANES)
         g, t = lane // 4, lane % 4
         row = 2 * self.code_size

@@ -22,6 +22,14 @@ _STEP = 32  # tokens that a warp takes at a time
 _WARPS = {64: 12, 128: 12, 256: 8}
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
+# Members of the kernel's argument, in order.
+_POINTERS = (
+    *("q", "key_codes", "value_codes", "key_scales", "value_scales", "key_tables", "value_tables"),
+    *("key_signs", "value_signs", "key_mean", "lengths", "starts", "extra_lengths", "extra_mask"),
+    *("extra_k", "extra_v", "out", "part_sums", "part_scalars", "counters"),
+)
+_SIZES = ("heads", "kv_heads", "new_tokens", "capacity", "extra", "splits", "key_rounds", "value_rounds")
+
 
 @dataclass(frozen=True)
 class PackedStates:
@@ -54,16 +62,10 @@ class PackedStates:
 class _Problem(ctypes.Structure):
     """``Problem`` of decode.cu."""
 
-    _pointers = (
-        "q key_codes value_codes key_scales value_scales key_tables value_tables key_signs value_signs key_mean "
-        "lengths starts extra_lengths extra_mask extra_k extra_v out part_sums part_scalars counters"
-    ).split()
-    _strides = "q_batch q_head q_token k_batch k_head k_token v_batch v_head v_token".split()
-    _sizes = "heads kv_heads new_tokens capacity extra splits key_rounds value_rounds".split()
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in _pointers),
-        *((name, ctypes.c_int64) for name in _strides),
-        *((name, ctypes.c_int32) for name in _sizes),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((f"{name}_{axis}", ctypes.c_int64) for name in "qkv" for axis in ("batch", "head", "token")),
+        *((name, ctypes.c_int32) for name in _SIZES),
         ("scaling", ctypes.c_float),
     )
 
