@@ -1,4 +1,4 @@
-"""Attention over packed states, and the masks it takes, registered with transformers as "turboquant"."""
+"""Attention over packed states, registered with transformers as "turboquant"."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
+from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
+from tqkv.fused import fused_attention
+from tqkv.masks import Padding, causal_columns, turboquant_mask
 from tqkv.softmax import SoftmaxSum
 from tqkv.view import ATTENTION, AttentionView
 
-__all__ = ["packed_attention", "register", "turboquant_attention_forward", "turboquant_mask"]
+__all__ = ["packed_attention", "register", "turboquant_attention_forward"]
 
 _SCORES = 1 << 26  # float32 scores of one step over decoded history, which bounds its memory to some 256 MiB
 _BLOCK = 4096  # tokens decoded at a time
@@ -27,32 +29,7 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION, turboquant_mask)
 
 
-def turboquant_mask(**kwargs: Any) -> torch.Tensor | None:
-    """Mask for "turboquant": causal order is implied, so only padding needs one.
-
-    Parameters
-    ----------
-    **kwargs
-        Those of `transformers.masking_utils.sdpa_mask`.
-
-    Returns
-    -------
-    torch.Tensor or None
-        None for plain causal attention; bool [batch, keys] (True: seen) where tokens are padded; for any other
-        pattern sdpa's bool [batch, 1, queries, keys].
-    """
-    if kwargs.get("mask_function", causal_mask_function) is not causal_mask_function or kwargs.get(
-        "use_vmap"
-    ):
-        return sdpa_mask(**kwargs)
-    padding = kwargs.get("attention_mask")
-    if padding is None:
-        return None
-    end = kwargs["kv_length"] + kwargs.get("kv_offset", 0)
-    padding = nn.functional.pad(padding.bool(), (0, max(0, end - padding.shape[-1])), value=True)[:, :end]
-    return None if padding.all() else padding
-
-
+@torch.compiler.disable
 def turboquant_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -135,12 +112,6 @@ def _plain(
     return torch.cat(parts, dim=1)
 
 
-def causal_columns(start: int, n: int, queries: int, keys: int, device: torch.device) -> torch.Tensor:
-    """Keys seen by `n` queries from `start` on, bool [n, keys], if the last of `queries` sees the last key."""
-    rows = torch.arange(start, start + n, device=device)[:, None] + keys - queries
-    return torch.arange(keys, device=device) <= rows
-
-
 @torch.no_grad()
 def packed_attention(
     query: torch.Tensor, view: AttentionView, mask: torch.Tensor | None, scaling: float
@@ -163,8 +134,18 @@ def packed_attention(
     torch.Tensor
         [batch, heads, queries, d of the values], dtype of `query`.
     """
-    view.layer.shared.stats.fallback += 1
+    stats = view.layer.shared.stats
+    padding = None if mask is None else Padding.of(mask)
+    if mask is None or padding is not None:
+        out = fused_attention(query, view, padding, scaling)
+        if out is not None:
+            stats.fused += 1
+            return out
     view = view.settled()
+    if view.packed:
+        stats.fallback += 1
+    else:
+        stats.plain += 1
     kv_heads = view.keys.shape[1]
     step = max(1, _SCORES // (query.shape[0] * query.shape[1] * _BLOCK))
     parts = [

@@ -6,7 +6,8 @@ import torch
 
 from tqkv.config import TILE_TOKENS
 from tqkv.layer import TurboQuantLayer
-from tqkv.view import AttentionView
+from tqkv.masks import Padding
+from tqkv.view import AttentionView, CountedView
 
 __all__ = ["FixedLayer", "FixedView"]
 
@@ -26,6 +27,19 @@ class FixedView(AttentionView):
     def settled(self) -> AttentionView:
         """The view in order of tokens; waits for the device."""
         return self.layer.view()
+
+    def counted(self, padding: Padding | None) -> CountedView:
+        """The view as the kernel takes it, for the one query of a step: slots of the ring in any order."""
+        layer = self.layer
+        batch, held = layer.batch_size, layer.slot_tokens()
+        mask, starts = (held >= 0).expand(batch, -1), None
+        if padding is not None:
+            mask = mask & padding.mask[:, held.clamp(min=0)]
+            starts = (padding.starts - layer.shared.options.sink_tokens).clamp(min=0)
+        lengths = (layer.length - layer.window.slots).clamp(min=0).to(torch.int32).expand(batch)
+        return CountedView(
+            lengths.contiguous(), starts, layer.window.keys, layer.window.values, mask.contiguous()
+        )
 
 
 class FixedLayer(TurboQuantLayer):
@@ -110,6 +124,15 @@ class FixedLayer(TurboQuantLayer):
         """Where in the window tokens lie: the first in order, the others round the ring."""
         sinks, recent = self.shared.options.sink_tokens, self.shared.options.recent_tokens
         return torch.where(tokens < sinks, tokens, sinks + (tokens - sinks) % recent)
+
+    def slot_tokens(self) -> torch.Tensor:
+        """The token in each slot of the window, int64 [slots] on the device; below 0 where there is none."""
+        sinks, recent = self.shared.options.sink_tokens, self.shared.options.recent_tokens
+        slots = torch.arange(self.window.slots, device=self.device)
+        last = self.length - 1
+        ring = last - (last - slots) % recent
+        first = torch.where(slots < self.length, slots, -1)
+        return torch.where(slots < sinks, first, torch.where(ring >= sinks, ring, -1))
 
     def _hold(self, keys: torch.Tensor, values: torch.Tensor, packed: int) -> None:
         length = packed + keys.shape[2]

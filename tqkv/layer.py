@@ -10,7 +10,8 @@ from transformers.cache_utils import CacheLayerMixin
 
 from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
-from tqkv.storage import PackedStore, packed_layout
+from tqkv.fused import layouts
+from tqkv.storage import PackedStore
 from tqkv.view import ATTENTION, AttentionView, Shared
 from tqkv.window import Window
 
@@ -46,16 +47,16 @@ class TurboQuantLayer(CacheLayerMixin):
         options = self.shared.options
         self.dtype, self.device = key_states.dtype, key_states.device
         batch, heads = key_states.shape[:2]
-        sides = (
-            ("key", key_states, options.key_bits, options.key_scale),
-            ("value", value_states, options.value_bits, options.value_scale),
-        )
+        orders = layouts(options, key_states.shape[-1], value_states.shape[-1])
         stores = []
-        for role, states, bits, scale in sides:
+        for states, bits, scale, order in (
+            (key_states, options.key_bits, options.key_scale, orders[0]),
+            (value_states, options.value_bits, options.value_scale, orders[1]),
+        ):
             codec = StateCodec(
                 states.shape[-1], bits, options.code, options.memory, scale, options.seed, self.device
             )
-            stores.append(PackedStore(codec, packed_layout(codec, role), batch, heads, self.device))
+            stores.append(PackedStore(codec, order, batch, heads, self.device))
         self.key_store, self.value_store = stores
         self.window = Window(key_states, value_states, self._slots())
         self.is_initialized = True
@@ -74,6 +75,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """Tokens held in full precision before the packed ones."""
         return min(self.window.count, self.shared.options.sink_tokens)
 
+    @torch.compiler.disable
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,14 +105,17 @@ class TurboQuantLayer(CacheLayerMixin):
         empty = self._is_empty()
         view = self._extend(key_states, value_states)
         if empty:
-            self.shared.stats.prompt += 1
+            self.shared.stats.plain += 1
             return key_states, value_states
         if self.shared.reads_packed:
             self._handed_out = True
             view.attach(key_states)
             return key_states, value_states
-        self.shared.stats.fallback += 1
         view = view.settled()
+        if view.packed:
+            self.shared.stats.fallback += 1
+        else:
+            self.shared.stats.plain += 1
         return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
 
     def take(self) -> None:

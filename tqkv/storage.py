@@ -6,16 +6,12 @@ import torch
 
 from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
+from tqkv.layout import PackedLayout
 
-__all__ = ["PackedStore", "packed_layout"]
+__all__ = ["PackedStore"]
 
 _LEAST_GROWTH = 256  # tokens
 _GROWTH = 16  # a store grows by this fraction of itself, so that copying stays rare and spare room small
-
-
-def packed_layout(codec: StateCodec, role: str) -> object | None:
-    """The kernel's byte order for a code and a role, "key" or "value"; None where the kernel does not read it."""
-    return None
 
 
 class PackedStore:
@@ -25,6 +21,8 @@ class PackedStore:
     ----------
     codec : StateCodec
         The code of the states.
+    layout : PackedLayout or None
+        The kernel's order of bytes in a tile; None keeps rows one after another.
     batch, heads : int
         Rows and key-value heads.
     device : torch.device
@@ -39,13 +37,12 @@ class PackedStore:
     """
 
     def __init__(
-        self, codec: StateCodec, layout: object | None, batch: int, heads: int, device: torch.device
+        self, codec: StateCodec, layout: PackedLayout | None, batch: int, heads: int, device: torch.device
     ) -> None:
         self.codec, self.layout = codec, layout
         self.codes = torch.empty(
             batch, heads, 0, TILE_TOKENS * codec.code_size, dtype=torch.uint8, device=device
         )
-        self._places: torch.Tensor | None = None
         self.scalars = torch.empty(codec.n_scalars, batch, heads, 0, dtype=torch.float16, device=device)
 
     @property
@@ -86,18 +83,11 @@ class PackedStore:
 
     def write_one(self, at: torch.Tensor, codes: torch.Tensor, scalars: torch.Tensor) -> None:
         """Put the codes and scalars of one token at token `at`, int64 [1] on the device; there must be room."""
-        if self._places is None:
-            self._places = self._byte_places()
-        index = at // TILE_TOKENS * self.codes.shape[3] + self._places[at % TILE_TOKENS][0]
-        self.codes.flatten(2).index_copy_(2, index, codes[:, :, 0])
+        tile, place = at // TILE_TOKENS, at % TILE_TOKENS
+        # A byte of a tile may belong to two tokens, so the tile is taken apart and put together again.
+        rows = self._unpack(self.codes.index_select(2, tile)).index_copy(2, place, codes)
+        self.codes.index_copy_(2, tile, self._pack(rows))
         self.scalars.index_copy_(3, at, scalars)
-
-    def _byte_places(self) -> torch.Tensor:
-        """Where in its tile each byte of each token lies, int64 [16, code_size]."""
-        size = self.codec.code_size
-        order = torch.arange(TILE_TOKENS * size).view(1, 1, TILE_TOKENS, size)
-        low, high = (self._pack(part.to(torch.uint8)).long() for part in (order % 256, order // 256))
-        return (low + 256 * high).flatten().argsort().view(TILE_TOKENS, size).to(self.codes.device)
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """Codes uint8 [batch, heads, stop - start, code_size] of tokens."""

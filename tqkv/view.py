@@ -9,11 +9,12 @@ import torch
 from transformers.configuration_utils import PreTrainedConfig
 
 from tqkv.config import CacheOptions
+from tqkv.masks import Padding
 
 if TYPE_CHECKING:
     from tqkv.layer import TurboQuantLayer
 
-__all__ = ["ATTENTION", "AttentionView", "CacheStats", "Shared"]
+__all__ = ["ATTENTION", "AttentionView", "CacheStats", "CountedView", "Shared"]
 
 ATTENTION = "turboquant"  # the name of the attention function that reads packed states
 _HELD = "_tqkv_view"  # attribute of the returned keys that leads the attention function to the packed states
@@ -25,15 +26,15 @@ class CacheStats:
 
     Attributes
     ----------
-    prompt : int
-        On the full-precision states of a first prompt.
+    plain : int
+        On full-precision states alone: first prompts, and while nothing is packed.
     fused : int
         By the kernel that reads packed states.
     fallback : int
         On states decoded block by block, or decoded whole for another attention implementation.
     """
 
-    prompt: int = 0
+    plain: int = 0
     fused: int = 0
     fallback: int = 0
 
@@ -96,3 +97,37 @@ class AttentionView:
     def settled(self) -> AttentionView:
         """The view with its token counts known to the host."""
         return self
+
+    def counted(self, padding: Padding | None) -> CountedView:
+        """The view as the kernel takes it."""
+        device = self.keys.device
+        lengths = torch.full((self.keys.shape[0],), self.packed, dtype=torch.int32, device=device)
+        if padding is None:
+            return CountedView(lengths, None, self.keys, self.values, None)
+        tokens = torch.arange(self.keys.shape[2], device=device)
+        tokens = torch.where(tokens < self.sinks, tokens, tokens + self.packed)
+        starts = (padding.starts - self.sinks).clamp(min=0)
+        return CountedView(lengths, starts, self.keys, self.values, padding.mask[:, tokens])
+
+
+@dataclass
+class CountedView:
+    """A view with its counts on the device.
+
+    Attributes
+    ----------
+    lengths : torch.Tensor
+        int32 [batch], packed tokens.
+    starts : torch.Tensor or None
+        int32 [batch], packed tokens masked at the start.
+    keys, values : torch.Tensor
+        Full-precision states [batch, heads, tokens, d].
+    mask : torch.Tensor or None
+        bool [batch, tokens], which of them are seen, causal order apart.
+    """
+
+    lengths: torch.Tensor
+    starts: torch.Tensor | None
+    keys: torch.Tensor
+    values: torch.Tensor
+    mask: torch.Tensor | None

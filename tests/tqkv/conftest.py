@@ -27,14 +27,14 @@ def _tiny(name: str, **changes):
     if name == "llama":
         kind, config = "LlamaForCausalLM", transformers.LlamaConfig(**options | changes)
     elif name == "qwen3":
-        kind, config = "Qwen3ForCausalLM", transformers.Qwen3Config(**options | {"head_dim": 32} | changes)
+        kind, config = "Qwen3ForCausalLM", transformers.Qwen3Config(**options | {"head_dim": 64} | changes)
     elif name == "mistral":
         options |= {"sliding_window": None}
         kind, config = "MistralForCausalLM", transformers.MistralConfig(**options | changes)
     elif name == "sliding":
         options |= {
             "num_hidden_layers": 4,
-            "head_dim": 32,
+            "head_dim": 64,
             "use_sliding_window": True,
             "sliding_window": 24,
             "max_window_layers": 2,
@@ -43,7 +43,7 @@ def _tiny(name: str, **changes):
     else:
         options |= {
             "num_hidden_layers": 4,
-            "head_dim": 32,
+            "head_dim": 64,
             "linear_key_head_dim": 16,
             "linear_value_head_dim": 16,
             "linear_num_key_heads": 2,

@@ -7,7 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from tqkv import TurboQuantCache
-from tqkv.attention import turboquant_mask
+from tqkv.masks import turboquant_mask
 
 
 def padded(ids, pads, side):
@@ -53,13 +53,13 @@ def test_left_padding_does_not_change_a_row(qwen3, ids):
     """A padded row goes on as it does alone, at the same codes but for rounding."""
     qwen3.set_attn_implementation("turboquant")
     options = {"max_new_tokens": 12, "do_sample": False}
-    both, mask = padded(ids, (0, 40), "left")
+    both, mask = padded(ids, (0, 48), "left")
     want = qwen3.generate(
-        ids[1:, 40:], past_key_values=caches(qwen3, bits=4, sink_tokens=0, centre_keys=False), **options
+        ids[1:, 48:], past_key_values=caches(qwen3, bits=4, sink_tokens=0, centre_keys=False), **options
     )
     cache = caches(qwen3, bits=4, sink_tokens=0, centre_keys=False)
     got = qwen3.generate(both, attention_mask=mask, past_key_values=cache, **options)
-    assert torch.equal(got[1, 150:], want[0, 110:])
+    assert torch.equal(got[1, 150:], want[0, 102:])
 
 
 def test_masks():

@@ -49,7 +49,7 @@ def test_generate_with_packed_tokens(model, ids):
     # 4 sinks and 16 to 32 recent tokens are left in full precision.
     assert all(layer.packed == 144 for layer in cache.packed_layers)
     assert cache.stats.fallback == 23 * len(cache.packed_layers)
-    assert cache.stats.prompt == len(cache.packed_layers)
+    assert cache.stats.plain == len(cache.packed_layers)
 
 
 @pytest.mark.parametrize("options", [

@@ -37,8 +37,8 @@ def test_attention(model, ids, chunks, checked):
 def test_every_token_is_where_it_belongs(qwen3, prompt):
     """Window tokens are those given, packed tokens the code of those given, at every length."""
     cache, layer = caches(qwen3), None
-    keys = torch.randn(2, 2, 100, 32, generator=torch.Generator().manual_seed(1))
-    values = torch.randn(2, 2, 100, 32, generator=torch.Generator().manual_seed(2))
+    keys = torch.randn(2, 2, 100, 64, generator=torch.Generator().manual_seed(1))
+    values = torch.randn(2, 2, 100, 64, generator=torch.Generator().manual_seed(2))
     chunks = [prompt] + [1] * (100 - prompt)
     stop = 0
     for n in chunks:
