@@ -69,7 +69,7 @@ class StateCodec:
         if head_dim < MIN_D:
             raise ValueError(f"head_dim must be at least {MIN_D}, got {head_dim}")
         self.head_dim, self.bits, self.code, self.scale, self.seed = head_dim, bits, code, scale, seed
-        self.rows = row_code(code, head_dim, bits, memory, seed)
+        self.rows = row_code(code, head_dim, bits, memory, seed, device)
         self.rotation = _rotation(head_dim, seed, device)
         self.mean: torch.Tensor | None = None
 

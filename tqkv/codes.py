@@ -44,11 +44,11 @@ class RowCode(ABC):
         return self.decode(codes) * scalars[0][:, None]
 
 
-def row_code(code: str, d: int, bits: float, memory: int, seed: int) -> RowCode:
-    """The code of a name: "chain", "mse" or "prod"."""
+def row_code(code: str, d: int, bits: float, memory: int, seed: int, device: torch.device) -> RowCode:
+    """The code of a name, "chain", "mse" or "prod", with its tables on a device."""
     if code == "chain":
         return ChainCode(d, bits, memory)
-    return ScalarCode(d, bits) if code == "mse" else ProductCode(d, int(bits), seed)
+    return ScalarCode(d, bits, device) if code == "mse" else ProductCode(d, int(bits), seed, device)
 
 
 class ChainCode(RowCode):
@@ -79,12 +79,13 @@ class ChainCode(RowCode):
 class ScalarCode(RowCode):
     """TurboQuant's Algorithm 1 (arXiv 2504.19874); at b + 1/2 bits half of the dimensions have one bit more."""
 
-    def __init__(self, d: int, bits: float) -> None:
+    def __init__(self, d: int, bits: float, device: torch.device) -> None:
         low = math.floor(bits)
         first = 0 if bits == low else d // 2
         self._parts = [(0, first, low + 1), (first, d, low)] if first else [(0, d, low)]
-        self._centroids = [torch.from_numpy(lloyd_max(d, b)) for _, _, b in self._parts]
-        self._boundaries = [torch.from_numpy(boundaries(c.numpy())) for c in self._centroids]
+        centroids = [lloyd_max(d, b) for _, _, b in self._parts]
+        self._centroids = [torch.from_numpy(c).to(device) for c in centroids]
+        self._boundaries = [torch.from_numpy(boundaries(c)).to(device) for c in centroids]
         self._sizes = [-(-(end - start) * b // 8) for start, end, b in self._parts]
         self.code_size = sum(self._sizes)
 
@@ -92,7 +93,7 @@ class ScalarCode(RowCode):
         """Indices of the nearest centroids, as a little-endian stream of bits."""
         codes = []
         for (start, end, bits), edges in zip(self._parts, self._boundaries, strict=True):
-            index = torch.bucketize(y[:, start:end].contiguous(), edges.to(y.device))
+            index = torch.bucketize(y[:, start:end].contiguous(), edges)
             codes.append(_bits_to_bytes(_index_to_bits(index, bits)))
         return torch.cat(codes, dim=1), None
 
@@ -104,7 +105,7 @@ class ScalarCode(RowCode):
         ):
             stream = _bytes_to_bits(part, (end - start) * bits).view(len(codes), end - start, bits)
             weights = 1 << torch.arange(bits, device=codes.device)
-            rows.append(centroids.to(codes.device)[(stream * weights).sum(-1)])
+            rows.append(centroids[(stream * weights).sum(-1)])
         return torch.cat(rows, dim=1)
 
 
@@ -113,10 +114,10 @@ class ProductCode(RowCode):
 
     n_scalars = 2
 
-    def __init__(self, d: int, bits: int, seed: int) -> None:
+    def __init__(self, d: int, bits: int, seed: int, device: torch.device) -> None:
         self._prod = Prod(d, bits, "orthogonal", seed)
         self.d, self.code_size = d, self._prod.code_size
-        self._scalar = ScalarCode(d, bits - 1)
+        self._scalar = ScalarCode(d, bits - 1, device)
         # Rows of the sketch S, so that y @ sketch.T is S y.
         self._sketch = torch.from_numpy(
             np.ascontiguousarray(self._prod.project(np.eye(d, dtype=np.float32)).T)
@@ -126,7 +127,7 @@ class ProductCode(RowCode):
         """Codes, and the length of the error times the constant that makes the estimate unbiased."""
         scalar, _ = self._scalar.encode(y)
         residual = y - self._scalar.decode(scalar)
-        signs = residual @ self._sketch.to(y.device).T >= 0
+        signs = residual @ self._sketch.T >= 0
         return torch.cat([scalar, _bits_to_bytes(signs.long())], dim=1), residual.norm(
             dim=1
         ) * self._prod.const
@@ -138,7 +139,7 @@ class ProductCode(RowCode):
     def reconstruct(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """Scalar part plus the error as its signs tell it."""
         z = _bytes_to_bits(codes[:, self._prod.mse_size :], self.d).float() * 2 - 1
-        error = z @ self._sketch.to(codes.device)
+        error = z @ self._sketch
         return super().reconstruct(codes, scalars) + error * scalars[1][:, None]
 
 

@@ -42,19 +42,19 @@ def test_chain_is_tqcores(d, bits):
 def test_scalar_is_tqcores(bits):
     y = gaussian(33, 96)
     core = _core.scalar_code(96, bits, lloyd_max(96, bits))
-    codes, _ = ScalarCode(96, bits).encode(y)
+    codes, _ = ScalarCode(96, bits, CPU).encode(y)
     np.testing.assert_array_equal(codes.numpy(), _core.encode(core, y.numpy(), None)[0])
     np.testing.assert_array_equal(
-        ScalarCode(96, bits).decode(codes).numpy(), _core.decode(core, codes.numpy())
+        ScalarCode(96, bits, CPU).decode(codes).numpy(), _core.decode(core, codes.numpy())
     )
 
 
 @pytest.mark.parametrize("bits", [2, 3])
 def test_scalar_between_two_rates(bits):
     y = gaussian(33, 96)
-    codes, _ = ScalarCode(96, bits + 0.5).encode(y)
+    codes, _ = ScalarCode(96, bits + 0.5, CPU).encode(y)
     assert codes.shape[1] == (48 * (bits + 1) + 48 * bits) // 8
-    decoded = ScalarCode(96, bits + 0.5).decode(codes)
+    decoded = ScalarCode(96, bits + 0.5, CPU).decode(codes)
     for part, b in ((slice(0, 48), bits + 1), (slice(48, 96), bits)):
         centroids = torch.from_numpy(lloyd_max(96, b))
         nearest = centroids[(y[:, part, None] - centroids).abs().argmin(-1)]
@@ -64,7 +64,7 @@ def test_scalar_between_two_rates(bits):
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_product_is_tqcores(bits):
     y = gaussian(33, 64)
-    code, prod = ProductCode(64, bits, 5), Prod(64, bits, "orthogonal", 5)
+    code, prod = ProductCode(64, bits, 5, CPU), Prod(64, bits, "orthogonal", 5)
     codes, second = code.encode(y)
     want, factors = prod.encode(y.numpy())
     # The sketch is a matrix product here and a fast transform there: signs of values near zero may differ.

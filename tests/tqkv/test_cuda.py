@@ -1,0 +1,156 @@
+"""The cache on a device: the same codes, the kernel in generate, steps replayed from a CUDA graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from tqkv import TurboQuantCache
+from tqkv.codec import StateCodec
+
+pytestmark = pytest.mark.gpu
+
+OPTIONS = [
+    {"bits": 3.5}, {"bits": 2.5}, {"key_bits": 4, "value_bits": 2}, {"code": "mse", "bits": 2},
+    {"code": "mse", "bits": 4},
+]  # fmt: skip
+
+
+@pytest.fixture
+def ids(ids):
+    return ids.cuda()
+
+
+def models(tiny, name="qwen3", dtype=torch.bfloat16, **changes):
+    model = tiny(name, **{"head_dim": 128} | changes).to("cuda", dtype)
+    model.set_attn_implementation("turboquant")
+    return model
+
+
+def feed(model, ids, cache, chunks, mask=None):
+    start, parts = 0, []
+    for n in chunks:
+        some = None if mask is None else mask[:, : start + n]
+        with torch.no_grad():
+            parts.append(model(ids[:, start : start + n], attention_mask=some, past_key_values=cache).logits)
+        start += n
+    return torch.cat(parts, dim=1)
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"code": "mse", "bits": 2.5}, {"code": "prod", "bits": 3}])
+def test_codes_are_those_of_the_cpu(options):
+    """Rotations are matrix products, which round differently, so a few codes may differ, and no more."""
+    options = {"code": "chain", "bits": options.get("bits", 4)} | options
+    x = torch.randn(2, 3, 500, 128, generator=torch.Generator().manual_seed(0))
+    coded = []
+    for device in ("cpu", "cuda"):
+        codec = StateCodec(128, options["bits"], options["code"], 2, "norm", 0, torch.device(device))
+        codes, scalars = codec.encode(x.to(device))
+        coded.append((codes.cpu(), scalars.cpu(), codec.decode(codes, scalars).cpu()))
+    same = (coded[0][0] == coded[1][0]).all(-1)
+    assert same.float().mean() > 0.97
+    torch.testing.assert_close(coded[1][1][:, same], coded[0][1][:, same], rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(coded[1][2][same], coded[0][2][same], rtol=2e-3, atol=2e-3)
+    errors = [(decoded - x).square().mean().item() for _, _, decoded in coded]
+    assert errors[1] == pytest.approx(errors[0], rel=2e-3)
+
+
+@pytest.mark.parametrize("dims", [64, 128, 256])
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("pads", [0, 40])
+def test_fused_attention(tiny, ids, options, dims, pads, monkeypatch):
+    """The kernel in a model against decoding: error at most twice that of eager attention over decoded bf16 states."""
+    import tqkv.attention
+
+    model = models(tiny, head_dim=dims)
+    mask = torch.ones_like(ids)
+    mask[1, :pads] = 0
+    cache, inner, seen = (
+        TurboQuantCache(model.config, recent_tokens=16, **options),
+        tqkv.attention.fused_attention,
+        [],
+    )
+
+    def compared(query, view, padding, scaling):
+        got = inner(query, view, padding, scaling)
+        plain = view.settled()
+        whole = [view.layer._whole(plain, held, store) for held, store in
+                 ((plain.keys, view.layer.key_store), (plain.values, view.layer.value_store))]  # fmt: skip
+        keys = whole[0].shape[2]
+        causal = torch.ones(query.shape[2], keys, dtype=torch.bool, device="cuda").tril(keys - query.shape[2])
+        some = causal if padding is None else causal & padding.mask[:, None, None, :keys]
+        attend = torch.nn.functional.scaled_dot_product_attention
+        exact = [t.double() for t in (query, *whole)]
+        # bf16 states are what decoding gives; the exact result has the states before that rounding.
+        for index, (held, store) in enumerate(
+            ((plain.keys, view.layer.key_store), (plain.values, view.layer.value_store))
+        ):
+            packed = store.codec.decode(
+                store.rows(0, plain.packed), store.scalars[..., : plain.packed]
+            ).double()
+            exact[index + 1] = torch.cat(
+                [held[:, :, : plain.sinks].double(), packed, held[:, :, plain.sinks :].double()], 2
+            )
+        want = attend(*exact, attn_mask=some, scale=scaling, enable_gqa=True)
+        rough = attend(query, *whole, attn_mask=some, scale=scaling, enable_gqa=True)
+        error, limit = ((x.double() - want).square().mean().sqrt() for x in (got, rough))
+        assert got is not None
+        assert error <= 2 * limit
+        seen.append(plain.packed)
+        return got
+
+    monkeypatch.setattr(tqkv.attention, "fused_attention", compared)
+    feed(model, ids, cache, [100, *[1] * 20, 3], mask)
+    assert len(seen) == 21 * 3 == cache.stats.fused
+    assert cache.stats.fallback == 0
+    assert seen[-1] > 0
+
+
+@pytest.mark.parametrize("options", [{"bits": 3.5}, {"code": "mse", "bits": 4}])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral", "sliding", "hybrid"])
+def test_generate(tiny, ids, name, options):
+    """Growing and fixed caches, exact while nothing is packed."""
+    model = models(tiny, name, torch.float32)
+    arguments = {"max_new_tokens": 12, "do_sample": False}
+    want = model.generate(ids, past_key_values=DynamicCache(config=model.config), **arguments)
+    for length in (None, 400):
+        cache = TurboQuantCache(model.config, recent_tokens=256, max_length=length, **options)
+        assert torch.equal(model.generate(ids, past_key_values=cache, **arguments), want)
+        cache = TurboQuantCache(model.config, recent_tokens=16, max_length=length, **options)
+        assert model.generate(
+            ids, past_key_values=cache, num_beams=1 if length else 2, **arguments
+        ).shape == (2, 162)
+        assert cache.stats.fused > 0
+
+
+@pytest.mark.parametrize("options", [{"bits": 3.5}, {"code": "mse", "bits": 4}])
+def test_steps_in_a_graph(tiny, ids, options):
+    """A step captured once and replayed gives what the same steps give one by one."""
+    model = models(tiny, dtype=torch.float32)
+    caches = [TurboQuantCache(model.config, recent_tokens=16, max_length=300, **options) for _ in range(2)]
+    want = feed(model, ids, caches[0], [100, *[1] * 40])[:, 110:]
+    feed(model, ids, caches[1], [100, *[1] * 10])
+    token, position = ids[:, 110:111].clone(), torch.full((2, 1), 110, device="cuda")
+    cache, graph = caches[1], torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        logits = model(token, position_ids=position, past_key_values=cache).logits
+    got = []
+    for step in range(110, 140):
+        token.copy_(ids[:, step : step + 1])
+        position.fill_(step)
+        graph.replay()
+        got.append(logits.clone())
+    assert int(cache.get_seq_length()) == 140
+    torch.testing.assert_close(torch.cat(got, dim=1), want, rtol=2e-3, atol=2e-3)
+
+
+def test_layers_on_their_devices(tiny, ids, tmp_path):
+    """A cache saved from a device continues on it."""
+    model = models(tiny, dtype=torch.float32)
+    cache = TurboQuantCache(model.config, bits=4, code="mse", recent_tokens=16)
+    feed(model, ids, cache, [100])
+    cache.save(tmp_path / "cache")
+    loaded = TurboQuantCache.load(tmp_path / "cache", model.config, device=dict.fromkeys(range(3), "cuda"))
+    want, got = (feed(model, ids[:, 100:], c, [1, 1, 20]) for c in (cache, loaded))
+    torch.testing.assert_close(got, want)
