@@ -55,11 +55,41 @@ static void scan_part(const uint32_t* blocks, int words, const QueryTables* quer
         _mm512_storeu_si512(acc + (ptrdiff_t)(i / NQ) * acc_stride + i % NQ * kLanes, sum[i]);
 }
 
+// One word of one block for one query; low and high nibbles go into sums of their own.
+static inline __attribute__((always_inline)) void add_word(const uint32_t* word, const uint8_t* lut,
+                                                           const uint32_t* weights, __m512i& low, __m512i& high) {
+    const __m512i place = _mm512_set1_epi32(0x30201000), nibble = _mm512_set1_epi8(15);
+    const __m512i x = _mm512_loadu_si512(word);
+    const __m512i l = _mm512_ternarylogic_epi32(x, nibble, place, 0xEA);
+    const __m512i h = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, place, 0xEA);
+    add_products(low, _mm512_permutexvar_epi8(l, _mm512_loadu_si512(lut)), _mm512_set1_epi32((int)weights[0]));
+    add_products(high, _mm512_permutexvar_epi8(h, _mm512_loadu_si512(lut + 64)), _mm512_set1_epi32((int)weights[1]));
+}
+
+// One query is bound by memory: it goes through the codes in order of address, with four sums to hide the latency of
+// the dot products.
+static void scan_one(const uint32_t* blocks, int n_blocks, int words, const QueryTables& query, int32_t* acc,
+                     ptrdiff_t acc_stride) {
+    constexpr ptrdiff_t kAhead = 512;  // entries, 2 KiB
+    for (int b = 0; b < n_blocks; ++b) {
+        __m512i s[4] = {};
+        for (int w = 0; w < words; w += 2) {
+            const uint32_t* x = blocks + ((ptrdiff_t)b * words + w) * kLanes;
+            _mm_prefetch((const char*)(x + kAhead), _MM_HINT_T0);
+            add_word(x, query.lut + (ptrdiff_t)w * 128, query.weights + 2 * w, s[0], s[1]);
+            if (w + 1 == words) break;
+            _mm_prefetch((const char*)(x + kAhead + kLanes), _MM_HINT_T0);
+            add_word(x + kLanes, query.lut + (ptrdiff_t)w * 128 + 128, query.weights + 2 * w + 2, s[2], s[3]);
+        }
+        _mm512_storeu_si512(acc + b * acc_stride,
+                            _mm512_add_epi32(_mm512_add_epi32(s[0], s[1]), _mm512_add_epi32(s[2], s[3])));
+    }
+}
+
 template <int NQ>
 static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
                          ptrdiff_t acc_stride) {
-    // One query shares its tables among eight blocks; more queries need the registers.
-    constexpr int kStep = NQ == 1 ? 8 : 4;
+    constexpr int kStep = 4;
     int b = 0;
     for (; b + kStep <= n_blocks; b += kStep)
         scan_part<kStep, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, acc + b * acc_stride, acc_stride);
@@ -76,7 +106,7 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
         scan_queries<2>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
         q += 2;
     }
-    if (n_queries - q == 1) scan_queries<1>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+    if (n_queries - q == 1) scan_one(blocks, n_blocks, words, queries[q], acc + q * kLanes, stride);
 }
 
 #elif defined(__AVX2__)

@@ -136,6 +136,9 @@ public:
 private:
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         const bool whole = (first_block + n_blocks) * kLanes <= rows_.n;
+        // A block's scales are one cache line, wanted once its codes are summed.
+        for (int b = 0; b < n_blocks; ++b)
+            __builtin_prefetch(rows_.scale + std::min((first_block + b) * kLanes, rows_.n - 1), 0, 2);
         for (int t = 0; t < count_; t += kTile) {
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];

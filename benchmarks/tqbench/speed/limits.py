@@ -49,11 +49,11 @@ class ScanCost:
         return max(self.vector / self.ports, self.instructions / self.issue)
 
 
-# (level, queries scanned together) -> cost. A pass of avx512 is 8 lines of one query (91 instructions: 16 vpermb,
-# 16 vpdpbusd, 16 vpternlogd, 8 vpsrlw, then loads, prefetches and the loop), or 4 lines of two (69) or of four
+# (level, queries scanned together) -> cost. A pass of avx512 is 2 lines of one query (36 instructions: 4 vpermb,
+# 4 vpdpbusd, 4 vpternlogd, 2 vpsrlw, then loads, prefetches and the loop), or 4 lines of two (69) or of four
 # queries (110); of avx2 one line of one query (81, of which 50 shuffle, multiply, add or move into a vector).
 SCAN_COSTS: dict[tuple[str, int], ScanCost] = {
-    ("avx512", 1): ScanCost(91 / 8, 56 / 8, 2),
+    ("avx512", 1): ScanCost(36 / 2, 14 / 2, 2),
     ("avx512", 2): ScanCost(69 / 8, 44 / 8, 2),
     ("avx512", 4): ScanCost(110 / 16, 76 / 16, 2),
     ("avx2", 1): ScanCost(81, 50, 3),
