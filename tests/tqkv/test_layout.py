@@ -1,100 +1,204 @@
-"""The kernel's byte order, pinned by literal tables."""
+import math
 
-from __future__ import annotations
-
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
+from packed import random_problem, random_states  # noqa: E402
+from tqcore.chain import chain_code, chain_tables, nibble_tables  # noqa: E402
+from tqcore.codebook import lloyd_max  # noqa: E402
+from tqcore.config import CHAIN_RATES  # noqa: E402
+from tqcore.rotation import HadamardRotation  # noqa: E402
+from tqkv.kernels import reference  # noqa: E402
+from tqkv.kernels.decode import decode_attention, table_words  # noqa: E402
 from tqkv.layout import PackedLayout, supported  # noqa: E402
 
-CASES = [(d, b) for d in (64, 128, 256) for b in (2.0, 2.5, 3.0, 3.5, 4.0) if supported(d, b, b)]
-
-# head_dim, bits: code_size, tile_bytes, lane_bytes, pieces
-SIZES = {
-    (64, 2.0): (16, 256, 8, (8,)),
-    (64, 3.0): (24, 384, 12, (8, 4)),
-    (64, 4.0): (32, 512, 16, (16,)),
-    (128, 2.0): (32, 512, 16, (16,)),
-    (128, 2.5): (40, 640, 20, (16, 4)),
-    (128, 3.0): (48, 768, 24, (16, 8)),
-    (128, 3.5): (56, 896, 28, (16, 8, 4)),
-    (128, 4.0): (64, 1024, 32, (16, 16)),
-    (256, 2.0): (64, 1024, 32, (16, 16)),
-    (256, 2.5): (80, 1280, 40, (16, 16, 8)),
-    (256, 3.0): (96, 1536, 48, (16, 16, 16)),
-    (256, 3.5): (112, 1792, 56, (16, 16, 16, 8)),
-    (256, 4.0): (128, 2048, 64, (16, 16, 16, 16)),
-}
-
-# At head_dim 64 and 2 bits (16 bytes a token): token and first byte of every run of bytes in a tile.
-KEY_RUNS = [(lane // 4 + 8 * half, 4 * (lane % 4)) for lane in range(32) for half in range(2)]
-VALUE_RUNS = [
-    (2 * (lane % 4) + odd + 8 * half, 2 * (lane // 4))
-    for lane in range(32)
-    for half in range(2)
-    for odd in range(2)
-]
+RATES = (2.0, 2.5, 3.0, 3.5, 4.0)
 
 
-def _numbered(layout):
-    """Codes whose bytes count up, as low and high byte of the position."""
-    order = torch.arange(layout.tile_bytes).view(16, layout.code_size)
-    return (order % 256).to(torch.uint8), (order // 256).to(torch.uint8)
+def test_sizes_of_every_layout():
+    # (head_dim, bits): bytes of a code, of a tile, of a lane's part of it, and its loads.
+    table = {
+        (64, 2.0): (16, 256, 8, (8,)),
+        (64, 2.5): (20, 320, 10, (8, 2)),
+        (64, 3.0): (24, 384, 12, (8, 4)),
+        (64, 3.5): (28, 448, 14, (8, 4, 2)),
+        (64, 4.0): (32, 512, 16, (16,)),
+        (128, 2.0): (32, 512, 16, (16,)),
+        (128, 2.5): (40, 640, 20, (16, 4)),
+        (128, 3.0): (48, 768, 24, (16, 8)),
+        (128, 3.5): (56, 896, 28, (16, 8, 4)),
+        (128, 4.0): (64, 1024, 32, (16, 16)),
+        (256, 2.0): (64, 1024, 32, (16, 16)),
+        (256, 2.5): (80, 1280, 40, (16, 16, 8)),
+        (256, 3.0): (96, 1536, 48, (16, 16, 16)),
+        (256, 3.5): (112, 1792, 56, (16, 16, 16, 8)),
+        (256, 4.0): (128, 2048, 64, (16, 16, 16, 16)),
+    }
+    for (head_dim, bits), sizes in table.items():
+        for role in ("key", "value"):
+            layout = PackedLayout(head_dim, bits, role)
+            assert (layout.code_size, layout.tile_bytes, layout.lane_bytes, layout.pieces) == sizes
 
 
-def _order(layout):
-    low, high = (layout.pack(part)[0].long() for part in _numbered(layout))
-    return low + 256 * high
-
-
-def test_sizes():
-    got = {}
-    for d, bits in CASES:
-        layout = PackedLayout(d, bits, "key")
-        got[d, bits] = (layout.code_size, layout.tile_bytes, layout.lane_bytes, layout.pieces)
-    assert got == SIZES
-
-
-@pytest.mark.parametrize(("role", "runs", "size"), [("key", KEY_RUNS, 4), ("value", VALUE_RUNS, 2)])
-def test_order_of_a_tile(role, runs, size):
-    want = [16 * token + first + i for token, first in runs for i in range(size)]
-    assert _order(PackedLayout(64, 2.0, role)).tolist() == want
-
-
-def test_pieces_of_all_lanes_lie_together():
-    """At head_dim 128 and 3.5 bits a lane has 14 bytes of each of 2 tokens, in pieces of 16, 8 and 4."""
-    order = _order(PackedLayout(128, 3.5, "key"))
-    assert order[:18].tolist() == [*range(14), 8 * 56, 8 * 56 + 1, 14, 15]
-    assert order[512:521].tolist() == [*range(8 * 56 + 2, 8 * 56 + 10), 8 * 56 + 16]
-    assert order[768:773].tolist() == [*range(8 * 56 + 10, 8 * 56 + 14), 8 * 56 + 24]
+def test_where_bytes_lie():
+    # Bytes are 16 * token + place in the code, so those of 64 dimensions at 2 bits fill 0 to 255.
+    codes = torch.arange(256, dtype=torch.uint8).view(16, 16)
+    keys = PackedLayout(64, 2.0, "key").pack(codes).view(32, 8)
+    assert keys[0].tolist() == [0, 1, 2, 3, 128, 129, 130, 131]
+    assert keys[1].tolist() == [4, 5, 6, 7, 132, 133, 134, 135]
+    assert keys[31].tolist() == [124, 125, 126, 127, 252, 253, 254, 255]
+    values = PackedLayout(64, 2.0, "value").pack(codes).view(32, 8)
+    assert values[0].tolist() == [0, 1, 16, 17, 128, 129, 144, 145]
+    assert values[1].tolist() == [32, 33, 48, 49, 160, 161, 176, 177]
+    assert values[31].tolist() == [110, 111, 126, 127, 238, 239, 254, 255]
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
-@pytest.mark.parametrize(("d", "bits"), CASES)
-def test_unpack_inverts_pack(d, bits, role):
-    layout = PackedLayout(d, bits, role)
-    generator = torch.Generator().manual_seed(1)
-    for lead in ((), (2, 3)):
-        codes = torch.randint(0, 256, (*lead, 48, layout.code_size), dtype=torch.uint8, generator=generator)
-        tiles = layout.pack(codes)
-        assert tiles.shape == (*lead, 3, layout.tile_bytes)
-        assert torch.equal(layout.unpack(tiles), codes)
-        # A tile holds its own tokens only.
-        assert torch.equal(layout.pack(codes[..., 16:32, :])[..., 0, :], tiles[..., 1, :])
-    assert layout.unpack(layout.pack(codes[:, :, :0])).shape == (2, 3, 0, layout.code_size)
+@pytest.mark.parametrize("bits", RATES)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_unpack_is_the_inverse(head_dim, bits, role):
+    layout = PackedLayout(head_dim, bits, role)
+    assert sorted(layout.source().tolist()) == list(range(2 * layout.tile_bytes))
+    codes = torch.randint(0, 256, (2, 3, 48, layout.code_size), dtype=torch.uint8)
+    tiles = layout.pack(codes)
+    assert tiles.shape == (2, 3, 3, layout.tile_bytes)
+    assert torch.equal(layout.unpack(tiles), codes)
+    assert layout.pack(codes[:, :, :0]).shape == (2, 3, 0, layout.tile_bytes)
 
 
-def test_errors():
-    assert not supported(96, 4.0, 4.0)
-    assert not supported(64, 3.5, 4.0)
-    assert not supported(128, 4.0, 1.0)
-    with pytest.raises(ValueError, match="head_dim and bits must be"):
-        PackedLayout(96, 4.0, "key")
+def test_what_is_supported():
+    assert supported(128, 3.5)
+    assert not supported(96, 3.5)
+    assert not supported(128, 5.0)
+    with pytest.raises(ValueError, match=r"head_dim must be one of .* got head_dim=96"):
+        PackedLayout(96, 3.5, "key")
     with pytest.raises(ValueError, match="role must be"):
-        PackedLayout(128, 4.0, "query")
-    layout = PackedLayout(128, 4.0, "key")
+        PackedLayout(64, 2.0, "keys")
     with pytest.raises(ValueError, match="codes must be"):
-        layout.pack(torch.zeros(15, 64, dtype=torch.uint8))
+        PackedLayout(64, 2.0, "key").pack(torch.zeros(15, 16, dtype=torch.uint8))
     with pytest.raises(ValueError, match="tiles must be"):
-        layout.unpack(torch.zeros(1, 1000, dtype=torch.uint8))
+        PackedLayout(64, 2.0, "key").unpack(torch.zeros(1, 255, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("bits", RATES)
+def test_reference_decodes_as_the_core(bits):
+    from tqcore import _core
+
+    codes = np.random.default_rng(0).integers(0, 256, (50, int(16 * bits)), dtype=np.uint8)
+    rows = reference.decode_rows(torch.from_numpy(codes), 128, bits, chain_tables(bits, 2))
+    np.testing.assert_allclose(rows.numpy(), _core.decode(chain_code(128, bits, 2), codes), atol=1e-6)
+
+
+def test_reference_rotates_as_the_core():
+    rotation = HadamardRotation(128, 7)
+    signs = torch.from_numpy(rotation.signs[:, 0].copy())
+    x = torch.randn(5, 128)
+    rotated = reference.rotate(x, signs)
+    np.testing.assert_allclose(rotated.numpy(), rotation.rotate(x.numpy()), atol=1e-5)
+    assert torch.allclose(reference.rotate(rotated, signs, inverse=True), x, atol=1e-5)
+
+
+def lane_nibbles(layout, tiles):
+    """The string of nibbles of every lane, int [tiles, 32, n], as the kernel's loads put it together."""
+    parts, start = [], 0
+    for size in layout.pieces:
+        parts.append(tiles[:, start : start + 32 * size].reshape(-1, 32, size))
+        start += 32 * size
+    data = torch.cat(parts, dim=2).numpy()
+    return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:2], -1)
+
+
+def closes(j, p, q):
+    """First dimension that closes at nibble j or later."""
+    return -(-j * q // p)
+
+
+def words_of(j, p, q):
+    """Of each half of nibble j's words, the dimension it adds to, None for no one."""
+    now = list(range(closes(j, p, q), closes(j + 1, p, q)))
+    following = list(range(closes(j + 1, p, q), closes(j + 2, p, q)))
+    if len(now) == len(following) == 1:
+        return [[now[0], following[0]]]
+    return [[*now, None][:2], [*following, None][:2]]
+
+
+@pytest.mark.parametrize("code", ["chain", "mse"])
+@pytest.mark.parametrize("bits", RATES)
+@pytest.mark.parametrize("d", [64, 128, 256])
+def test_lanes_rebuild_every_state(d, bits, code):
+    """Lane by lane as in decode.cu: the nibbles of a lane, and what each word of the tables adds to which dimension."""
+    if code == "mse" and bits not in (2.0, 4.0):
+        pytest.skip("mse at this rate is no nibble table")
+    p, q = CHAIN_RATES[bits]
+    generator = torch.Generator().manual_seed(0)
+    for role in ("key", "value"):
+        states = random_states(1, 1, 32, d, bits, role, generator, code)
+        layout = PackedLayout(d, bits, role)
+        truth = reference.decode_rows(layout.unpack(states.codes)[0, 0], d, bits, states.tables).numpy()
+        nibbles = lane_nibbles(layout, states.codes[0, 0])
+        words = table_words(states.tables, bits).astype(np.float32)
+        chunk = d // 4 if role == "key" else d // 8
+        share = chunk * p // q
+        rebuilt = np.zeros((32, d), np.float32)
+        for lane in range(32):
+            g, t = divmod(lane, 4)
+            tokens = (g, g + 8) if role == "key" else (2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9)
+            first = (t if role == "key" else g) * chunk
+            for place, token in enumerate(tokens):
+                for j in range(share):
+                    nibble = nibbles[:, lane, place * share + j]
+                    for word, dims in enumerate(words_of(j, p, q)):
+                        for half, dim in enumerate(dims):
+                            if dim is not None:
+                                rebuilt[token::16, (first + dim) % d] += words[j % p, nibble, word, half]
+        np.testing.assert_allclose(rebuilt, truth, atol=4e-3)
+
+
+@pytest.mark.parametrize("bits", RATES)
+def test_words_hold_the_tables_in_half_precision(bits):
+    p, q = CHAIN_RATES[bits]
+    words = table_words(chain_tables(bits, 2), bits)
+    assert words.shape == (p, 16, 2, 2)
+    tables = chain_tables(bits, 2).astype(np.float16)
+    for phase in range(p):
+        halves = words_of(phase, p, q)
+        offsets = [[0, 1]] if len(halves) == 1 else [[0, 0], [1, 1]]
+        for word, dims in enumerate(halves):
+            for half, dim in enumerate(dims):
+                if dim is not None:
+                    expected = tables[dim % q, offsets[word][half]]
+                    assert np.array_equal(words[phase, :, word, half], expected)
+    assert not table_words(nibble_tables(lloyd_max(64, 4)), 4.0)[:, :, 0, 1].any()
+
+
+def test_reference_is_softmax_over_decoded_states():
+    (q, keys, values, lengths), options = random_problem(
+        2, 4, 2, 2, 64, [40, 17], bits=3.0, extra=5, mean=True, scaling=0.3
+    )
+    options["starts"] = torch.tensor([0, 4], dtype=torch.int32)
+    options["extra_lengths"] = torch.tensor([5, 3], dtype=torch.int32)
+    result = reference.decode_attention(q, keys, values, lengths, **options)
+    decoded = []
+    for states, role in ((keys, "key"), (values, "value")):
+        rows = (
+            reference.decode_rows(PackedLayout(64, 3.0, role).unpack(states.codes), 64, 3.0, states.tables)
+            * states.scales[..., None].float()
+        )
+        decoded.append(reference.rotate(rows, states.signs, inverse=True))
+    k, v = decoded[0] + keys.mean[:, None], decoded[1]
+    for row, (start, end, width) in enumerate([(0, 40, 5), (4, 17, 3)]):
+        for head in range(4):
+            for token in range(2):
+                valid = width - 1 + token
+                kk = torch.cat([k[row, head // 2, start:end], options["extra_k"][row, head // 2, :valid]])
+                vv = torch.cat([v[row, head // 2, start:end], options["extra_v"][row, head // 2, :valid]])
+                weights = torch.softmax(kk @ q[row, head, token] * 0.3, dim=0)
+                assert torch.allclose(result[row, head, token], weights @ vv, atol=1e-5)
+
+
+def test_kernel_wants_a_device():
+    arguments, options = random_problem(1, 4, 2, 1, 64, [16], scaling=1 / math.sqrt(64))
+    with pytest.raises(ValueError, match="on a CUDA device"):
+        decode_attention(*arguments, **options)

@@ -7,12 +7,14 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 
 constexpr int D = HEAD_DIM;
+constexpr int ROUNDS = 3;             // of a rotation, at most
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
 constexpr int TILE = 16;              // tokens
 constexpr int STEP = 2;               // tiles a warp takes at a time: they share the loads of the queries
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
+constexpr int IN_FLIGHT = 12;          // partial sums that a thread loads at a time
 constexpr float NO_SCORE = -1e30f;
 constexpr float LARGEST = 32768.0f;   // of a weight before the running maximum is raised, within float16
 constexpr float HEADROOM = 7.0f;      // log2 of the largest weight just after that
@@ -278,7 +280,8 @@ struct Problem {
     u32* counters;
     long long q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     int heads, kv_heads, new_tokens, capacity, extra, splits, key_rounds, value_rounds;
-    float scaling;  // of the logits, times log2(e)
+    float scaling;                    // of the logits, times log2(e)
+    float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
 };
 
 struct Place {
@@ -292,56 +295,82 @@ struct Place {
     }
 };
 
-// Rotated queries as fragments of the matrix instruction; factors[i] turns a product into a base-2 logit.
-__device__ void prepare(
-    const Problem& p, const Place& at, unsigned char* memory, float* factors, float* biases, int warp, int lane
-) {
-    float* rotated = (float*)(memory + ROTATED);
-    for (int i = warp; i < QUERIES; i += WARPS) {
-        float x[PER_LANE], bias = 0, top = 0;
+// Dimensions of a chunk, possibly of the next one, that the halves of each word of a key belong to; -1 for none.
+struct WordDims {
+    short dims[2 * KEY_STEPS][2];
+    constexpr WordDims() : dims() {
+        int word = 0;
+        for (int j = 0; j < KEY_NIBBLES; j++) {
+            const int now = KeyRate::first(j), next = KeyRate::first(j + 1), after = KeyRate::first(j + 2);
+            dims[word][0] = now;
+            if (!KeyRate::pair(j)) {
+                dims[word++][1] = next;
+                continue;
+            }
+            dims[word++][1] = now + 1 < next ? now + 1 : -1;
+            dims[word][0] = next;
+            dims[word++][1] = next + 1 < after ? next + 1 : -1;
+        }
+    }
+};
+__constant__ const WordDims WORD_DIMS;
+
+// The query of a warp and all that turns it, loaded ahead of their use.
+struct Query {
+    float x[PER_LANE], signs[ROUNDS][PER_LANE], mean[PER_LANE];
+
+    __device__ __forceinline__ void load(const Problem& p, const Place& at, int i, int lane) {
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) {
-            int dim = 32 * e + lane;
+            const int dim = 32 * e + lane;
             x[e] = i < at.n ? to_float(at.query(p, i)[dim]) : 0.0f;
-            if (p.key_mean) bias += x[e] * p.key_mean[at.kv_head * D + dim];
-        }
-        for (int round = 0; round < p.key_rounds; round++) {
+            mean[e] = p.key_mean ? p.key_mean[at.kv_head * D + dim] : 0.0f;
 #pragma unroll
-            for (int e = 0; e < PER_LANE; e++) x[e] *= p.key_signs[round * D + 32 * e + lane] * rsqrtf((float)D);
-            hadamard(x, lane);
+            for (int round = 0; round < ROUNDS; round++) {
+                signs[round][e] = round < p.key_rounds ? p.key_signs[round * D + dim] : 0.0f;
+            }
+        }
+    }
+};
+
+// Rotated queries as fragments of the matrix instruction; factors[i] turns a product into a base-2 logit.
+__device__ __forceinline__ void prepare(
+    const Problem& p, Query& query, unsigned char* memory, float* factors, float* biases, int warp, int lane
+) {
+    float* rotated = (float*)(memory + ROTATED);
+    if (warp < QUERIES) {
+        float bias = 0, top = 0;
+#pragma unroll
+        for (int e = 0; e < PER_LANE; e++) bias += query.x[e] * query.mean[e];
+#pragma unroll
+        for (int round = 0; round < ROUNDS; round++) {
+            if (round >= p.key_rounds) break;
+#pragma unroll
+            for (int e = 0; e < PER_LANE; e++) query.x[e] *= query.signs[round][e];
+            hadamard(query.x, lane);
         }
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e++) top = max_(top, fabsf(x[e]));
+        for (int e = 0; e < PER_LANE; e++) top = max_(top, fabsf(query.x[e]));
 #pragma unroll
         for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
         bias = warp_sum(bias);
         // Queries of any size fit float16 once divided by their largest coordinate.
-        float inverse = top > 0 ? 1 / top : 1.0f;
+        const float inverse = top > 0 ? 1 / top : 1.0f;
         if (lane == 0) {
-            factors[i] = p.scaling / inverse;
-            biases[i] = bias * p.scaling;
+            factors[warp] = p.scaling * p.key_shrink / inverse;
+            biases[warp] = bias * p.scaling;
         }
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e++) rotated[i * D + 32 * e + lane] = x[e] * inverse;
+        for (int e = 0; e < PER_LANE; e++) rotated[warp * D + 32 * e + lane] = query.x[e] * inverse;
     }
     __syncthreads();
     u32* fragments = (u32*)(memory + FRAGMENTS);
+#pragma unroll 4
     for (int index = threadIdx.x; index < KEY_STEPS * 64; index += THREADS) {
-        int word = index / 64 * 2 + index % 2, l = index % 64 / 2;
-        // The word's nibble and which of its words it is.
-        int nibble = 0, before = 0;
-        while (before + (KeyRate::pair(nibble) ? 2 : 1) <= word) before += KeyRate::pair(nibble++) ? 2 : 1;
-        int dim = KeyRate::first(nibble), next = KeyRate::first(nibble + 1), after = KeyRate::first(nibble + 2);
-        int lo, hi;
-        if (!KeyRate::pair(nibble)) {
-            lo = dim, hi = next;
-        } else if (word == before) {
-            lo = dim, hi = dim + 1 < next ? dim + 1 : -1;
-        } else {
-            lo = next, hi = next + 1 < after ? next + 1 : -1;
-        }
+        const int word = index / 64 * 2 + index % 2, l = index % 64 / 2;
+        const int lo = WORD_DIMS.dims[word][0], hi = WORD_DIMS.dims[word][1];
         const float* row = rotated + l / 4 * D;
-        int chunk = l % 4 * KEY_CHUNK;
+        const int chunk = l % 4 * KEY_CHUNK;
         fragments[index] = half_pair(row[(chunk + lo) % D], hi < 0 ? 0.0f : row[(chunk + hi) % D]);
     }
 }
@@ -350,6 +379,8 @@ __device__ void prepare(
 __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at, unsigned char* memory, int split) {
     __shared__ float factors[QUERIES], biases[QUERIES];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Query query;
+    if (warp < QUERIES) query.load(p, at, warp, lane);
     const int length = p.lengths[at.batch], start = p.starts ? p.starts[at.batch] : 0;
     const int end_tile = (length + TILE - 1) / TILE, first_tile = start / TILE;
     const int units = end_tile > first_tile ? (end_tile - first_tile + STEP - 1) / STEP : 0;
@@ -383,7 +414,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
 
     for (int i = threadIdx.x; i < 16 * KEY_P; i += THREADS) ((uint2*)memory)[i] = p.key_tables[i];
     for (int i = threadIdx.x; i < 16 * VALUE_P; i += THREADS) ((uint2*)(memory + TABLE_BYTES))[i] = p.value_tables[i];
-    prepare(p, at, memory, factors, biases, warp, lane);
+    prepare(p, query, memory, factors, biases, warp, lane);
     __syncthreads();
     u32 base = shared_address(memory);
     // Makes every look-up depend on what comes after the barrier.
@@ -574,18 +605,30 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     float* sums = (float*)(memory + SMALL);       // [QUERIES][D]
     float* totals = sums + QUERIES * D;           // [QUERIES]
     float* keep = totals + QUERIES;               // [QUERIES][parts]
+    float* weights = keep + QUERIES * parts;      // [QUERIES][parts]
     const float* scalars = p.part_scalars + (long long)at.pair * parts * QUERIES * 2;
     const float* part_sums = p.part_sums + (long long)at.pair * parts * QUERIES * D;
+    float signs[ROUNDS][PER_LANE];
+#pragma unroll
+    for (int round = 0; round < ROUNDS; round++) {
+#pragma unroll
+        for (int e = 0; e < PER_LANE; e++) {
+            signs[round][e] = round < p.value_rounds ? p.value_signs[round * D + 32 * e + lane] : 0.0f;
+        }
+    }
     for (int i = warp; i < at.n; i += WARPS) {
         float top = NO_SCORE, total = 0;
         for (int s = lane; s < parts; s += 32) {
-            if (__ldcg(scalars + (s * QUERIES + i) * 2 + 1) != 0) top = max_(top, __ldcg(scalars + (s * QUERIES + i) * 2));
+            const float2 both = __ldcg((const float2*)(scalars + (s * QUERIES + i) * 2));
+            const float score = both.y != 0 ? both.x : NO_SCORE;
+            keep[i * parts + s] = score;
+            weights[i * parts + s] = both.y;
+            top = max_(top, score);
         }
 #pragma unroll
         for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
         for (int s = lane; s < parts; s += 32) {
-            float weight = __ldcg(scalars + (s * QUERIES + i) * 2 + 1);
-            float x = weight != 0 ? exp2_(__ldcg(scalars + (s * QUERIES + i) * 2) - top) : 0.0f;
+            const float weight = weights[i * parts + s], x = weight != 0 ? exp2_(keep[i * parts + s] - top) : 0.0f;
             keep[i * parts + s] = x;
             total += x * weight;
         }
@@ -594,13 +637,19 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
     __syncthreads();
     for (int index = threadIdx.x; index < at.n * (D / 4); index += THREADS) {
-        int i = index / (D / 4), dim = index % (D / 4) * 4;
+        const int i = index / (D / 4), dim = index % (D / 4) * 4;
         float4 x = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-        for (int s = 0; s < p.splits; s++) {
-            float4 y = __ldcg((const float4*)(part_sums + (s * QUERIES + i) * D + dim));
-            float w = keep[i * parts + s];
-            x.x += w * y.x, x.y += w * y.y, x.z += w * y.z, x.w += w * y.w;
+        for (int s = 0; s < p.splits; s += IN_FLIGHT) {
+            float4 y[IN_FLIGHT];
+#pragma unroll
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                y[k] = __ldcg((const float4*)(part_sums + (min(s + k, p.splits - 1) * QUERIES + i) * D + dim));
+            }
+#pragma unroll
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                const float w = s + k < p.splits ? keep[i * parts + s + k] : 0.0f;
+                x.x += w * y[k].x, x.y += w * y[k].y, x.z += w * y[k].z, x.w += w * y[k].w;
+            }
         }
         *(float4*)(sums + i * D + dim) = x;
     }
@@ -608,18 +657,20 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     for (int i = warp; i < at.n; i += WARPS) {
         float x[PER_LANE];
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e++) x[e] = sums[i * D + 32 * e + lane];
-        for (int round = p.value_rounds - 1; round >= 0; round--) {
+        for (int e = 0; e < PER_LANE; e++) x[e] = sums[i * D + 32 * e + lane] * p.value_shrink;
+#pragma unroll
+        for (int round = ROUNDS - 1; round >= 0; round--) {
+            if (round >= p.value_rounds) continue;
             hadamard(x, lane);
 #pragma unroll
-            for (int e = 0; e < PER_LANE; e++) x[e] *= p.value_signs[round * D + 32 * e + lane] * rsqrtf((float)D);
+            for (int e = 0; e < PER_LANE; e++) x[e] *= signs[round][e];
         }
         // A query that sees nothing gets zero.
-        float inverse = totals[i] != 0 ? 1 / totals[i] : 0.0f;
-        long long row = ((long long)at.batch * p.heads + at.head(p, i)) * p.new_tokens + at.token(p, i);
+        const float inverse = totals[i] != 0 ? 1 / totals[i] : 0.0f;
+        const long long row = ((long long)at.batch * p.heads + at.head(p, i)) * p.new_tokens + at.token(p, i);
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) {
-            int dim = 32 * e + lane;
+            const int dim = 32 * e + lane;
             if (p.extra > 0) x[e] += keep[i * parts + p.splits] * __ldcg(part_sums + (p.splits * QUERIES + i) * D + dim);
             p.out[row * D + dim] = to_state(x[e] * inverse);
         }

@@ -18,6 +18,7 @@ from tqkv.layout import PackedLayout
 __all__ = ["PackedStates", "decode_attention", "table_words"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
+_ROUNDS = 3  # of a rotation, at most
 _STEP = 32  # tokens that a warp takes at a time
 _WARPS = {64: 12, 128: 12, 256: 8}
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -66,7 +67,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((f"{name}_{axis}", ctypes.c_int64) for name in "qkv" for axis in ("batch", "head", "token")),
         *((name, ctypes.c_int32) for name in _SIZES),
-        ("scaling", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
     )
 
 
@@ -146,8 +147,9 @@ def decode_attention(
         for stride in ((0, 0, 0) if states is None else states.stride()[:3])
     ]
     sizes = (heads, kv_heads, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
+    factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
     problem = _Problem(
-        *(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, scaling / math.log(2)
+        *(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors
     )
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
@@ -213,7 +215,7 @@ def _check(
         expected += [
             (f"{role} codes", states.codes, torch.uint8, (batch, kv_heads, tiles, layout.tile_bytes)),
             (f"{role} scales", states.scales, torch.float16, (batch, kv_heads, tiles * 16)),
-            (f"{role} signs", states.signs, torch.float32, (len(states.signs), d)),
+            (f"{role} signs", states.signs, torch.float32, (min(len(states.signs), _ROUNDS), d)),
             (f"{role} mean", states.mean, torch.float32, (kv_heads, d)),
         ]
         if states.tables.shape not in [(CHAIN_RATES[states.bits][1], m, 16) for m in (1, 2)]:
