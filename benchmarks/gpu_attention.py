@@ -1,0 +1,238 @@
+"""Time of a decode step's attention on a CUDA device: packed keys and values against bfloat16 ones.
+
+    python benchmarks/gpu_attention.py --heads 24,4,256 --tokens 8192,32768 --bits 2,3.5 --out benchmarks/results
+
+A case is one query a head over `tokens` cached tokens. Every method runs in a CUDA graph of launches that go through
+as many copies of its data as exceed the L2 cache; the median over replays, divided by the launches, is its time. The
+bfloat16 methods are PyTorch's attention with each backend that takes the case, in two forms (`enable_gqa`, and the
+queries of a group as the queries of one head), its flex attention, and a split kernel of our own design over plain
+bfloat16 states (`bf16_decode.cu`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tqcore.chain import chain_tables
+from tqcore.gpu.rtc import compile_module
+from tqkv.kernels.decode import PackedStates, decode_attention
+from tqkv.layout import PackedLayout
+
+_BEYOND_L2 = 256 << 20  # bytes that the copies of a method's data exceed
+_BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+_SPLIT_WARPS = 8
+
+
+def microseconds(calls: list[Callable[[], Any]], replays: int) -> float:
+    """Median time of one call in a graph that makes all `calls`, three rounds of them."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            for call in calls:
+                call()
+    times = []
+    for _ in range(replays + 3):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        stop.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(stop) * 1000 / (3 * len(calls)))
+    return statistics.median(times[3:])
+
+
+def copies(nbytes: int) -> int:
+    """How many copies of `nbytes` exceed the L2 cache well."""
+    return max(2, -(-_BEYOND_L2 // nbytes))
+
+
+def packed_calls(case: dict[str, int], bits: float, window: int) -> tuple[list[Callable[[], Any]], int]:
+    """Calls of the packed kernel and the bytes of codes and scales that each reads."""
+    batch, heads, kv_heads, d, tokens = (case[name] for name in ("batch", "heads", "kv_heads", "d", "tokens"))
+    q = torch.randn(batch, heads, 1, d, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.full((batch,), tokens, dtype=torch.int32, device="cuda")
+    signs = torch.randint(0, 2, (3, d), device="cuda") * 2.0 - 1.0
+    extra = torch.randn(2, batch, kv_heads, max(window, 1), d, device="cuda", dtype=torch.bfloat16)
+    options = {"extra_k": extra[0], "extra_v": extra[1]} if window else {}
+    size = PackedLayout(d, bits, "key").tile_bytes
+    nbytes = 2 * batch * kv_heads * (tokens // 16 * size + 2 * tokens)
+
+    def states() -> PackedStates:
+        shape = (batch, kv_heads, tokens // 16, size)
+        codes = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
+        scales = torch.rand(batch, kv_heads, tokens, device="cuda").to(torch.float16) + 0.5
+        return PackedStates(codes, scales, bits, chain_tables(bits, 2), signs)
+
+    sides = [(states(), states()) for _ in range(copies(nbytes))]
+    calls = [
+        lambda keys=keys, values=values: decode_attention(
+            q, keys, values, lengths, scaling=d**-0.5, **options
+        )
+        for keys, values in sides
+    ]
+    return calls, nbytes
+
+
+def split_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attention [batch, heads, 1, d] by the split kernel over bfloat16 states."""
+    batch, heads, _, d = q.shape
+    kv_heads, tokens = k.shape[1:3]
+    pairs = batch * kv_heads
+    multiprocessors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    splits = max(1, min(multiprocessors // pairs, tokens // 16))
+    source = Path(__file__).with_name("bf16_decode.cu").read_text()
+    kernel = compile_module(source, (f"-DHEAD_DIM={d}", f"-DWARPS={_SPLIT_WARPS}")).kernel("decode")
+    sums = torch.empty(pairs, splits, 8, d, device=q.device)
+    scalars = torch.empty(pairs, splits, 8, 2, device=q.device)
+    out = torch.empty_like(q)
+    if pairs not in _counters:
+        _counters[pairs] = torch.zeros(pairs, dtype=torch.int32, device=q.device)
+    shared = _SPLIT_WARPS * 8 * (d + 24) * 4 + 4096
+    arguments = (
+        q,
+        k,
+        v,
+        out,
+        sums,
+        scalars,
+        _counters[pairs],
+        heads // kv_heads,
+        tokens,
+        d**-0.5 / math.log(2),
+    )
+    kernel((pairs, splits), (_SPLIT_WARPS * 32,), arguments, shared)
+    return out
+
+
+_counters: dict[int, torch.Tensor] = {}
+
+
+def plain_methods(case: dict[str, int], flex: bool) -> Iterable[tuple[str, Callable[..., Any]]]:
+    """Names and functions of (q, k, v) that attend to bfloat16 states."""
+    attention = torch.nn.functional.scaled_dot_product_attention
+    batch, heads, kv_heads, d = (case[name] for name in ("batch", "heads", "kv_heads", "d"))
+
+    def grouped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q.view(batch, kv_heads, heads // kv_heads, d), k, v)
+
+    def gqa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attention(q, k, v, enable_gqa=True)
+
+    for name, backend in _BACKENDS.items():
+        for form, function in (("gqa", gqa), ("grouped", grouped)):
+
+            def method(*states: torch.Tensor, _function: Any = function, _backend: Any = backend) -> Any:
+                with sdpa_kernel(_backend):
+                    return _function(*states)
+
+            yield f"{name} {form}", method
+    yield "split", split_attention
+    if flex:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        compiled = torch.compile(flex_attention, dynamic=False)
+        yield "flex", lambda q, k, v: compiled(q, k, v, enable_gqa=True)
+
+
+def measure(case: dict[str, int], rates: list[float], options: argparse.Namespace) -> dict[str, Any]:
+    """Times of all methods on a case."""
+    batch, heads, kv_heads, d, tokens = (case[name] for name in ("batch", "heads", "kv_heads", "d", "tokens"))
+    result: dict[str, Any] = {**case, "bf16": {}, "packed": {}}
+    shape = (batch, kv_heads, tokens, d)
+    nbytes = 4 * math.prod(shape)
+    q = torch.randn(batch, heads, 1, d, device="cuda", dtype=torch.bfloat16)
+    states = [
+        [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+        for _ in range(copies(nbytes))
+    ]
+    truth = None
+    for name, method in () if options.no_plain else plain_methods(case, options.flex):
+        try:
+            output = method(q, *states[0]).reshape(q.shape).float()
+            truth = output if truth is None else truth
+            calls = [lambda k=k, v=v, method=method: method(q, k, v) for k, v in states]
+            row = {
+                "us": microseconds(calls, options.replays),
+                "difference": float((output - truth).norm() / truth.norm()),
+            }
+        except RuntimeError as error:
+            row = {"skipped": str(error).splitlines()[0][:200]}
+        result["bf16"][name] = row
+    del states
+    timed = {name: row["us"] for name, row in result["bf16"].items() if "us" in row}
+    best = min(timed.values(), default=math.nan)
+    line = ", ".join(f"{name} {us:.1f}" for name, us in sorted(timed.items(), key=lambda item: item[1])[:4])
+    print(f"{heads}/{kv_heads} x {d}, batch {batch}, {tokens} tokens: bf16 us: {line}", flush=True)
+    for bits in rates:
+        calls, read = packed_calls(case, bits, options.window)
+        us = microseconds(calls, options.replays)
+        result["packed"][f"{bits:g}"] = {"us": us, "bytes": read}
+        print(
+            f"  {bits:g} bits: {us:8.1f} us  ratio {best / us:5.2f}  {read / us / 1e3:7.0f} GB/s  "
+            f"{read / us / 1e3 / options.bandwidth:4.0%}",
+            flush=True,
+        )
+    return result
+
+
+def numbers(text: str) -> list[float]:
+    """Comma-separated numbers."""
+    return [float(part) for part in text.split(",")]
+
+
+def main() -> None:
+    """Measure every case and, with --out, write a record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--heads", action="append", help="heads,kv_heads,head_dim; may be repeated")
+    parser.add_argument("--tokens", type=numbers, default=[8192, 32768, 131072, 262144])
+    parser.add_argument("--batches", type=numbers, default=[1])
+    parser.add_argument("--bits", type=numbers, default=[2, 2.5, 3, 3.5, 4])
+    parser.add_argument(
+        "--window", type=int, default=0, help="tokens in full precision beside the packed ones"
+    )
+    parser.add_argument("--replays", type=int, default=20)
+    parser.add_argument("--bandwidth", type=float, default=4300, help="GB/s that shares are of")
+    parser.add_argument("--flex", action="store_true", help="compile and time flex attention too")
+    parser.add_argument("--no-plain", action="store_true", help="only the packed kernel")
+    parser.add_argument("--out", help="folder of the record")
+    parser.add_argument("--name", default="gpu-attention")
+    options = parser.parse_args()
+    # PyTorch warns of every backend that does not take a case; the rows say so.
+    warnings.simplefilter("ignore")
+    results = []
+    for heads in options.heads or ["24,4,256", "32,8,128"]:
+        for batch in options.batches:
+            for tokens in options.tokens:
+                sizes = [*(int(n) for n in numbers(heads)), int(batch), int(tokens)]
+                case = dict(zip(("heads", "kv_heads", "d", "batch", "tokens"), sizes, strict=True))
+                results.append(measure(case, options.bits, options))
+                torch.cuda.empty_cache()
+    if options.out:
+        from tqbench.records import new_record, write_record
+
+        settings = {"replays": options.replays, "window": options.window, "bandwidth_gb_s": options.bandwidth}
+        gpu = torch.cuda.get_device_properties(0)
+        device = {"name": gpu.name, "multiprocessors": gpu.multi_processor_count, "torch": torch.__version__}
+        record = new_record("gpu-attention", settings=settings, device=device, results=results)
+        print(write_record(record, options.out, options.name))
+
+
+if __name__ == "__main__":
+    main()
