@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from tqcore import _core
+
 __all__ = ["check_codes", "check_ids", "check_integer", "check_metric", "check_radius", "check_vectors"]
 
 _FLOATS = (np.float16, np.float32, np.float64)
+_LARGEST = float(np.finfo(np.float32).max)
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -74,10 +77,10 @@ def check_vectors(x: Any, name: str, d: int) -> np.ndarray:
         raise ValueError(f"{name} must have d = {d} columns, got shape {array.shape}")
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         vectors = np.ascontiguousarray(array, dtype=np.float32)
-        # One pass finds NaN, infinities and overflow: any of them makes the squared norm not finite.
-        finite = np.isfinite(np.einsum("ij,ij->i", vectors, vectors))
-    if not finite.all():
-        row = int(np.argmin(finite))
+    # One pass finds NaN, infinities and overflow: any of them takes the squared norm out of float32.
+    fits = _core.squared_norms(vectors) <= _LARGEST
+    if not fits.all():
+        row = int(np.argmin(fits))
         raise ValueError(
             f"{name} must be finite with squared norms within float32, but row {row} {_fault(array[row])}"
         )

@@ -1,5 +1,6 @@
 #include "encode.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "parallel.h"
@@ -120,6 +121,15 @@ void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, i
         kernels()->load_tile(x + first * d, d, rows, d, tile, tile_norms);
         kernels()->store_tile(tile, rows, d, y + first * d, d);
         std::memcpy(norms + first, tile_norms, sizeof(double) * rows);
+    });
+}
+
+void squared_norms(const float* x, int64_t n, int d, double* out, int threads) {
+    constexpr int64_t kAtOnce = 1 << 18;  // floats a task
+    const int64_t rows = std::max<int64_t>(1, kAtOnce / d);
+    parallel_for((n + rows - 1) / rows, threads, [&](int64_t task) {
+        for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
+            out[i] = kernels()->dot(x + i * d, x + i * d, d);
     });
 }
 

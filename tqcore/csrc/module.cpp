@@ -99,6 +99,15 @@ nb::tuple normalize(const In<float, 2>& x, int threads) {
     return nb::make_tuple(y.take(), norms.take());
 }
 
+auto squared_norms(const In<float, 2>& x, int threads) {
+    Array<double> out({x.shape(0)});
+    {
+        nb::gil_scoped_release release;
+        tq::squared_norms(x.data(), x.shape(0), (int)x.shape(1), out.data, threads_or_default(threads));
+    }
+    return out.take();
+}
+
 auto hadamard_rotate(const In<float, 2>& y, const In<float, 3>& signs, bool inverse, int threads) {
     const tq::RotationView r = rotation_view(signs);
     check((int)y.shape(1) == r.d, "y: columns must equal the rotation's d");
@@ -336,6 +345,7 @@ NB_MODULE(_core, m) {
     m.def("sign_code", [](int d) { return with_signs(tq::Code(), d); }, "d"_a);
     m.def("with_signs", [](const tq::Code& c) { return with_signs(c, c.d); }, "code"_a);
     m.def("normalize", &normalize, "x"_a, "threads"_a = 0);
+    m.def("squared_norms", &squared_norms, "x"_a, "threads"_a = 0);
     m.def("hadamard_rotate", &hadamard_rotate, "y"_a, "signs"_a, "inverse"_a = false, "threads"_a = 0);
     m.def("project", &project, "x"_a, "matrix"_a, "threads"_a = 0);
     m.def("encode", &encode, "code"_a, "x"_a, "signs"_a.none(), "threads"_a = 0);
