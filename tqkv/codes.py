@@ -118,10 +118,9 @@ class ProductCode(RowCode):
         self._prod = Prod(d, bits, "orthogonal", seed)
         self.d, self.code_size = d, self._prod.code_size
         self._scalar = ScalarCode(d, bits - 1, device)
-        # Rows of the sketch S, so that y @ sketch.T is S y.
-        self._sketch = torch.from_numpy(
-            np.ascontiguousarray(self._prod.project(np.eye(d, dtype=np.float32)).T)
-        )
+        # The sketch S itself, so that y @ sketch.T is S y.
+        sketch = self._prod.project(np.eye(d, dtype=np.float32)).T
+        self._sketch = torch.from_numpy(np.ascontiguousarray(sketch)).to(device)
 
     def encode(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes, and the length of the error times the constant that makes the estimate unbiased."""
