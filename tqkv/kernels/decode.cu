@@ -237,9 +237,10 @@ __device__ __forceinline__ void accumulate(
     multiply(sums[VALUE_STEPS], lo[0], hi[0], lo[1], hi[1], b0, b1);
 }
 
-// Walsh-Hadamard transform over a warp; lane l holds elements 32 e + l.
+// Walsh-Hadamard transform over a warp; lane l holds elements 32 e + l. Code that runs once is kept short: fetching it
+// costs more than running it.
 __device__ __forceinline__ void hadamard(float (&x)[PER_LANE], int lane) {
-#pragma unroll
+#pragma unroll 1
     for (int stride = 1; stride < 32; stride *= 2) {
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) {
@@ -298,7 +299,7 @@ struct Place {
 // Dimensions of a chunk, possibly of the next one, that the halves of each word of a key belong to; -1 for none.
 struct WordDims {
     short dims[2 * KEY_STEPS][2];
-    constexpr WordDims() : dims() {
+    constexpr __host__ __device__ WordDims() : dims() {
         int word = 0;
         for (int j = 0; j < KEY_NIBBLES; j++) {
             const int now = KeyRate::first(j), next = KeyRate::first(j + 1), after = KeyRate::first(j + 2);
