@@ -156,16 +156,13 @@ class Plan:
         return _core.join_codes([chain_code(s.dims, s.bits, self.memory) for s in self.segments])
 
     @cached_property
-    def _lengths(self) -> np.ndarray:
-        """Squared length in the original space of one deviation of each mapped coordinate, float64 [D]."""
-        backward = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)
-        return backward * np.square(self._deviations, dtype=np.float64)
-
-    @cached_property
     def noise(self) -> np.ndarray:
         """Squared error in the original space that each segment adds to a vector of deviation 1, float64 [segments]."""
-        lengths = [float(self._lengths[part].sum()) for part in self.parts]
-        return np.array(lengths) * [chain_mse(s.bits, self.memory) for s in self.segments]
+        lengths = np.einsum("ij,ij->j", self._backward, self._backward, dtype=np.float64)
+        lengths *= np.square(self._deviations, dtype=np.float64)
+        return np.array([lengths[part].sum() for part in self.parts]) * [
+            chain_mse(s.bits, self.memory) for s in self.segments
+        ]
 
     def expected_error(self, centred: np.ndarray) -> float:
         """Mean squared error to expect from coding vectors.
@@ -176,11 +173,11 @@ class Plan:
             float32 [n, d], the mean taken off.
         """
         z = _core.project(np.ascontiguousarray(centred), self.encode_matrix)
-        energy = float(np.einsum("ij,ij->", centred, centred, dtype=np.float64)) / len(centred)
-        squares = np.einsum("ij,ij->j", z, z, dtype=np.float64) / len(centred)
-        kept = float(squares @ self._lengths)
+        squares = float(np.einsum("ij,ij->", z, z, dtype=np.float64)) / len(centred)
+        left_out = centred - self.weighted(z) @ self._backward.T
+        dropped = float(np.einsum("ij,ij->", left_out, left_out, dtype=np.float64)) / len(centred)
         # A vector is stretched to unit deviation before coding, so the noise grows with its length.
-        return float(squares.sum()) / self.dims * float(self.noise.sum()) + max(0.0, energy - kept)
+        return squares / self.dims * float(self.noise.sum()) + dropped
 
     def describe(self) -> dict[str, Any]:
         """JSON-able part of the plan; `arrays` is the rest."""

@@ -133,6 +133,34 @@ def test_drift_is_quiet_without_one_and_loud_after_a_shift():
     assert index.drift > before
 
 
+@pytest.mark.parametrize("metric", ["ip", "l2", "cosine"])
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_what_loses_recall_is_warned_of(metric, bits):
+    """A complete shift, from vectors with a large mean to centred ones of another basis, and back."""
+    far = rows(3000) + 2 * rows(1, turn=3)
+    near = rows(3000, turn=1) - rows(3000, turn=1).mean(0)
+    for sample, base in ((far, near), (near, far)):
+        found = {}
+        for plan in ("oblivious", "calibrated"):
+            index = TurboQuantIndex(D, bits, metric)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                if plan == "calibrated":
+                    index.calibrate(sample)
+                index.add(base)
+            unit = base / np.linalg.norm(base, axis=1, keepdims=True) if metric == "cosine" else base
+            queries = base[:200]
+            scores = queries @ unit.T if metric != "l2" else 2 * queries @ base.T - (base**2).sum(1)
+            best = np.argsort(-scores, axis=1)[:, :10]
+            ids = index.search(queries, 10)[1]
+            found[plan] = np.mean(
+                [len(set(a) & set(b)) for a, b in zip(ids.tolist(), best.tolist(), strict=True)]
+            )
+        told = any(issubclass(w.category, DriftWarning) for w in caught)
+        assert told == (index.drift > 1.1)
+        assert told or found["calibrated"] > found["oblivious"] - 0.01
+
+
 def test_isotropic_data_never_warn():
     x = np.random.default_rng(0).standard_normal((4000, D)).astype(np.float32)
     with warnings.catch_warnings():
