@@ -17,6 +17,8 @@ from tqkv.window import Window
 
 __all__ = ["TurboQuantLayer"]
 
+_BLOCK = 4096  # tokens decoded at a time, so that float32 scratch stays small
+
 
 class TurboQuantLayer(CacheLayerMixin):
     """Keys and values of one full-attention layer.
@@ -194,8 +196,14 @@ class TurboQuantLayer(CacheLayerMixin):
         """All states [batch, heads, tokens, d] of one side, decoded, in order and in the model's dtype."""
         if not view.packed:
             return held
-        decoded = store.decode(0, view.packed).to(self.dtype)
-        return torch.cat([held[:, :, : view.sinks], decoded, held[:, :, view.sinks :]], dim=2)
+        batch, heads, tokens, d = held.shape
+        whole = held.new_empty(batch, heads, tokens + view.packed, d)
+        whole[:, :, : view.sinks] = held[:, :, : view.sinks]
+        whole[:, :, view.sinks + view.packed :] = held[:, :, view.sinks :]
+        for first in range(0, view.packed, _BLOCK):
+            last = min(first + _BLOCK, view.packed)
+            whole[:, :, view.sinks + first : view.sinks + last] = store.decode(first, last)
+        return whole
 
     def decoded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [batch, heads, tokens, d] as the layer holds them, in the model's dtype."""
