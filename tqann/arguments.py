@@ -9,7 +9,15 @@ import numpy as np
 
 from tqcore import _core
 
-__all__ = ["check_codes", "check_ids", "check_integer", "check_metric", "check_radius", "check_vectors"]
+__all__ = [
+    "check_codes",
+    "check_device",
+    "check_ids",
+    "check_integer",
+    "check_metric",
+    "check_radius",
+    "check_vectors",
+]
 
 _FLOATS = (np.float16, np.float32, np.float64)
 _LARGEST = float(np.finfo(np.float32).max)
@@ -28,6 +36,13 @@ def check_integer(value: Any, name: str, low: int, high: int = _INT64_MAX) -> in
         rule = f"at least {low}" if number < low else f"at most {high}"
         raise ValueError(f"{name} must be {rule}, got {number}")
     return number
+
+
+def check_device(device: Any) -> None:
+    """Raise ValueError unless `device` is "cpu", "cuda" or "cuda:" and a number."""
+    name, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+    if device not in ("cpu", "cuda") and not (name == "cuda" and number.isdecimal()):
+        raise ValueError(f'device must be "cpu", "cuda" or "cuda:" and a number, got {device!r}')
 
 
 def check_metric(metric: Any) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 from tqcore import scan
 from tqcore.quantizer import Quantizer
 
+from .arguments import check_vectors
 from .id_map import IdMap
 from .storage import CodeStorage, removal_moves
 
-__all__ = ["Collection"]
+__all__ = ["Collection", "collection_on"]
 
 _CHUNK_ROWS = 16384
 
@@ -29,6 +30,9 @@ class Collection:
     id_map : IdMap, optional
         Of as many vectors as `storage` holds.
     """
+
+    pads = False  # whether `search` takes any k and any number of queries
+    device = "cpu"
 
     def __init__(
         self, quantizer: Quantizer, storage: CodeStorage | None = None, id_map: IdMap | None = None
@@ -46,6 +50,22 @@ class Collection:
     def nbytes(self) -> int:
         """Bytes of memory held."""
         return self.storage.nbytes() + self.id_map.nbytes()
+
+    def fresh(self, quantizer: Quantizer, id_map: IdMap | None = None) -> Collection:
+        """Return an empty collection on the same device."""
+        return Collection(quantizer, id_map=id_map)
+
+    def check(self, x: Any, name: str) -> Any:
+        """Return vectors `x` as float32 [n, d], or refuse them under `name`."""
+        return check_vectors(x, name, self.quantizer.d)
+
+    def host(self, x: Any) -> np.ndarray:
+        """Return checked vectors as a NumPy array."""
+        return x
+
+    def like(self, values: np.ndarray, x: Any) -> Any:  # noqa: ARG002
+        """Return `values` in the kind of array that `x` is."""
+        return values
 
     def copy(self) -> Collection:
         """Return an independent collection."""
@@ -69,6 +89,12 @@ class Collection:
             slice(first, min(first + _CHUNK_ROWS, len(other))) for first in range(0, len(other), _CHUNK_ROWS)
         )
         self._append(len(other), ((other.storage.rows(p), other.storage.scalars_at(p)) for p in parts), ids)
+
+    def take_rows(self, other: Collection) -> None:
+        """Fill an empty collection, whose id map is that of `other` already, with the codes of `other`."""
+        id_map, self.id_map = self.id_map, IdMap()
+        self.add_collection(other, None)
+        self.id_map = id_map
 
     def remove(self, positions: np.ndarray) -> None:
         """Remove sorted unique `positions`; the last vectors move into the gaps."""
@@ -117,3 +143,12 @@ class Collection:
         # Only now do the rows written count: an error before this point leaves everything as it was.
         self.id_map.append(count, ids)
         self.storage.n = start
+
+
+def collection_on(device: str, quantizer: Quantizer, id_map: IdMap | None = None) -> Collection:
+    """Return an empty collection on "cpu" or a CUDA device."""
+    if device == "cpu":
+        return Collection(quantizer, id_map=id_map)
+    from .cuda import DeviceCollection
+
+    return DeviceCollection(quantizer, device, id_map)

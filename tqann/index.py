@@ -11,8 +11,16 @@ from tqcore.config import MAX_D
 from tqcore.plan import Plan
 from tqcore.quantizer import Quantizer
 
-from .arguments import check_codes, check_ids, check_integer, check_metric, check_radius, check_vectors
-from .collection import Collection
+from .arguments import (
+    check_codes,
+    check_device,
+    check_ids,
+    check_integer,
+    check_metric,
+    check_radius,
+    check_vectors,
+)
+from .collection import Collection, collection_on
 from .filters import bitset, find_positions, search_parameters, select
 from .format import quantizer_options
 from .id_map import IdMap
@@ -51,7 +59,8 @@ class TurboQuantIndex:
         second moments, and bits go where they save most. "auto": the same if the first batch is large enough for it
         (`tqann.planning.auto_rows`: d / 2 vectors and at least 200), oblivious otherwise. For "chain" codes.
     device : str
-        "cpu".
+        "cpu", or "cuda" ("cuda:1", ...) for "chain" codes with the Hadamard rotation: codes then lie on the device,
+        CUDA tensors are taken there and searched without a copy to the host, and their results are tensors.
     threads : int
         Threads for encoding and searching; 0 takes TQ_THREADS or all cores.
 
@@ -80,11 +89,7 @@ class TurboQuantIndex:
         d = check_integer(d, "d", 8, MAX_D)
         metric = check_metric(metric)
         threads = check_integer(threads, "threads", 0)
-        if device != "cpu":
-            raise ValueError(
-                f'device must be "cpu", the only one available in this installation, got {device!r}; '
-                "GPU support comes with an extra of its own"
-            )
+        check_device(device)
         if plan not in PLANS:
             raise ValueError(f"plan must be one of {', '.join(map(repr, PLANS))}, got {plan!r}")
         needs = quantizer_options(metric)
@@ -102,7 +107,7 @@ class TurboQuantIndex:
         )
         if plan != "oblivious":
             quantizer.check_plannable()
-        self._assemble(Collection(quantizer), metric, Planner(plan), threads)
+        self._assemble(collection_on(device, quantizer), metric, Planner(plan), threads)
 
     def _assemble(self, vectors: Collection, metric: str, planner: Planner, threads: int) -> None:
         self._vectors = vectors
@@ -122,6 +127,11 @@ class TurboQuantIndex:
     def d(self) -> int:
         """Dimensions of a vector."""
         return self.quantizer.d
+
+    @property
+    def device(self) -> str:
+        """Where the codes lie: "cpu", or "cuda:0" and so on."""
+        return self._vectors.device
 
     @property
     def bits(self) -> float:
@@ -192,7 +202,7 @@ class TurboQuantIndex:
 
     def train(self, x: Any) -> None:
         """Check `x` [n, d] and do nothing: there is nothing to train."""
-        check_vectors(x, "x", self.d)
+        self._vectors.check(x, "x")
 
     def calibrate(self, sample: Any, queries: Any = None) -> None:
         """Fix the plan from a sample of the vectors to come, [n, d] with n >= 2, before the first one is added.
@@ -205,10 +215,10 @@ class TurboQuantIndex:
             raise RuntimeError(
                 f"calibrate must come before the first add; the index holds {self.ntotal} vectors"
             )
-        vectors = check_vectors(sample, "sample", self.d)
+        vectors = self._vectors.host(self._vectors.check(sample, "sample"))
         if len(vectors) < 2:
             raise ValueError(f"sample must have at least 2 vectors, got {len(vectors)}")
-        asked = None if queries is None else check_vectors(queries, "queries", self.d)
+        asked = None if queries is None else self._vectors.host(self._vectors.check(queries, "queries"))
         if asked is not None and not len(asked):
             raise ValueError("queries must have at least 1 vector, got none")
         self.quantizer.check_plannable()
@@ -216,16 +226,18 @@ class TurboQuantIndex:
 
     def add(self, x: Any) -> None:
         """Add vectors [n, d] under the next ids: 0, 1, 2, ..., past every id ever in the index."""
-        vectors = check_vectors(x, "x", self.d)
+        vectors = self._vectors.check(x, "x")
         self._add(vectors, self._id_map.fresh(len(vectors)))
 
     def add_with_ids(self, x: Any, ids: Any) -> None:
         """Add vectors [n, d] under `ids`, integers [n] >= 0, none twice and none in the index yet."""
-        vectors = check_vectors(x, "x", self.d)
+        vectors = self._vectors.check(x, "x")
         self._add(vectors, self._new_ids(ids, len(vectors)))
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray | None) -> None:
-        quantizer = self._planner.before_add(self.quantizer, vectors, not self.ntotal)
+        planless = self._planner.mode == "oblivious" and self.plan is None
+        seen = vectors if planless else self._vectors.host(vectors)
+        quantizer = self._planner.before_add(self.quantizer, seen, not self.ntotal)
         before = self._vectors
         if quantizer is not self.quantizer:
             self._replan(quantizer)
@@ -234,10 +246,10 @@ class TurboQuantIndex:
         except BaseException:
             self._vectors = before
             raise
-        self._planner.observe(self.quantizer, vectors)
+        self._planner.observe(self.quantizer, seen)
 
     def _replan(self, quantizer: Quantizer) -> None:
-        self._vectors = Collection(quantizer, id_map=self._id_map)
+        self._vectors = self._vectors.fresh(quantizer, self._id_map)
 
     def search(self, x: Any, k: int, *, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best vectors for each query.
@@ -260,9 +272,11 @@ class TurboQuantIndex:
             Ids; equal values come by smaller id. Where fewer than k vectors are left, -1, and in D the
             largest float32 for l2 or its negative.
         """
-        queries = check_vectors(x, "x", self.d)
+        queries = self._vectors.check(x, "x")
         k = check_integer(k, "k", 1)
         options = self._options(params)
+        if self._vectors.pads:
+            return self._vectors.search(queries, k, **options)
         found = min(k, self.ntotal)
         worst = _FLOAT32_MAX if self._metric == "l2" else -_FLOAT32_MAX
         if found == k and len(queries):
@@ -294,23 +308,24 @@ class TurboQuantIndex:
         D, I : float32 and int64 [lims[nq]]
             As for `search`, best first for each query.
         """
-        queries = check_vectors(x, "x", self.d)
+        queries = self._vectors.check(x, "x")
         radius = check_radius(radius)
         options = self._options(params)
-        if not len(queries) or not self.ntotal:
+        if not self._vectors.pads and (not len(queries) or not self.ntotal):
             return np.zeros(len(queries) + 1, np.uint64), np.zeros(0, np.float32), np.zeros(0, np.int64)
         lims, distances, labels = self._vectors.range_search(queries, radius, **options)
-        return lims.astype(np.uint64), distances, labels
+        return lims.astype(np.uint64) if isinstance(lims, np.ndarray) else lims, distances, labels
 
     def search_and_reconstruct(
         self, x: Any, k: int, *, params: Any = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return D, I as `search` does, and R, float32 [nq, k, d]: the vectors found, NaN where I is -1."""
         distances, labels = self.search(x, k, params=params)
-        vectors = np.full((*labels.shape, self.d), np.nan, dtype=np.float32)
-        found = labels >= 0
-        vectors[found] = self._vectors.decode(self._id_map.find(labels[found]))
-        return distances, labels, vectors
+        ids = self._vectors.host(labels)
+        vectors = np.full((*ids.shape, self.d), np.nan, dtype=np.float32)
+        found = ids >= 0
+        vectors[found] = self._vectors.decode(self._id_map.find(ids[found]))
+        return distances, labels, self._vectors.like(vectors, labels)
 
     def assign(self, x: Any, k: int = 1) -> np.ndarray:
         """Return the ids [n, k] of `search` alone."""
@@ -349,7 +364,7 @@ class TurboQuantIndex:
 
     def reset(self) -> None:
         """Remove every vector; ids start from 0 again."""
-        self._vectors = Collection(self.quantizer)
+        self._vectors = self._vectors.fresh(self.quantizer)
 
     def merge_from(self, other: TurboQuantIndex, add_id: int = 0) -> None:
         """Move the vectors of `other`, an index of the same configuration, into this one and leave it empty.
@@ -415,6 +430,15 @@ class TurboQuantIndex:
         from .io import to_bytes
 
         return _unpickle, (to_bytes(self), self.threads)
+
+    def to(self, device: str) -> TurboQuantIndex:
+        """Return the index on `device`, "cpu" or "cuda"; itself where it is there already, else an independent one."""
+        check_device(device)
+        if device in (self.device, self.device.partition(":")[0]):
+            return self
+        vectors = collection_on(device, self.quantizer, self._id_map.copy())
+        vectors.take_rows(self._vectors)
+        return self._from_collection(vectors, self._metric, self._planner.copy(), self.threads)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to a file; see `write_index`."""

@@ -111,6 +111,7 @@ class _Descriptor:
 
 
 def _write(index: TurboQuantIndex, file: Any) -> None:
+    index = index.to("cpu")
     storage, ids = index._vectors.storage, index._vectors.id_map.stored
     plan, planner = index.quantizer.plan, index._planner
     names = (["plan"] if plan else []) + ["codes", "scalars"] + (["ids"] if ids is not None else [])

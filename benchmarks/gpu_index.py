@@ -1,0 +1,181 @@
+"""Times of the index on one CUDA device beside torch's bf16 product, with recall, as a JSON record.
+
+python benchmarks/gpu_index.py --n 1000000 --d 768 --bits 4 --output record.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tqann import TurboQuantIndex
+
+_CHUNK = 1 << 18
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--n", type=int, default=1_000_000)
+    parser.add_argument("--d", type=int, default=768)
+    parser.add_argument("--bits", type=float, default=4)
+    parser.add_argument("--memory", type=int, default=2)
+    parser.add_argument("--metric", default="ip", choices=("ip", "l2", "cosine"))
+    parser.add_argument("--k", type=int, default=10)
+    parser.add_argument("--nq", type=int, nargs="+", default=[1, 8, 100, 1000, 10_000])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--recall-queries", type=int, default=100, help="compared with exact search; 0 for none"
+    )
+    parser.add_argument("--baseline", action="store_true", help="time torch's bf16 product and topk as well")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    return parser.parse_args()
+
+
+def chunk(options: argparse.Namespace, number: int) -> torch.Tensor:
+    """Rows `number * _CHUNK` and on of the base, N(0, 1), the same in every pass."""
+    generator = torch.Generator("cuda").manual_seed(options.seed * 1_000_003 + number)
+    rows = min(_CHUNK, options.n - number * _CHUNK)
+    return torch.randn(rows, options.d, device="cuda", generator=generator)
+
+
+def milliseconds(call: Any, repeats: int) -> list[float]:
+    """Device times of `call` by events, after two warm-up calls."""
+    for _ in range(2):
+        call()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return times
+
+
+def exact(options: argparse.Namespace, queries: torch.Tensor) -> torch.Tensor:
+    """Ids int64 [nq, k] of the best base vectors by float32 products."""
+    best, names = torch.empty(0), torch.empty(0, dtype=torch.int64)
+    for number in range(-(-options.n // _CHUNK)):
+        base = chunk(options, number)
+        scores = queries @ base.T
+        if options.metric == "cosine":
+            scores /= base.norm(dim=1)
+        if options.metric == "l2":
+            scores -= 0.5 * base.square().sum(dim=1)
+        values, found = scores.topk(min(options.k, len(base)), dim=1)
+        found = found + number * _CHUNK
+        if number:
+            values, found = torch.cat([best, values], 1), torch.cat([names, found], 1)
+        best, at = values.topk(min(options.k, values.shape[1]), dim=1)
+        names = found.gather(1, at)
+    return names
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    index = TurboQuantIndex(
+        options.d, options.bits, options.metric, memory=options.memory, seed=options.seed, device="cuda"
+    )
+    index.add(chunk(options, 0)[:64])  # compiles
+    index.reset()
+    adding = 0.0
+    for number in range(-(-options.n // _CHUNK)):
+        base = chunk(options, number)
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        index.add(base)
+        torch.cuda.synchronize()
+        adding += time.perf_counter() - start
+    generator = torch.Generator("cuda").manual_seed(options.seed + 12345)
+    queries = torch.randn(max(options.nq), options.d, device="cuda", generator=generator)
+    results: dict[str, Any] = {
+        "add_vectors_per_second": options.n / adding,
+        "index_bytes": index.nbytes(),
+        "bytes_per_vector": index.code_size,
+        "search": [],
+    }
+    for nq in options.nq:
+        q = queries[:nq]
+        times = milliseconds(lambda q=q: index.search(q, options.k), options.repeats)
+        median = statistics.median(times)
+        results["search"].append(
+            {
+                "nq": nq,
+                "milliseconds": times,
+                "median_ms": median,
+                "queries_per_second": nq / median * 1e3,
+                "code_bytes_per_second": options.n * index.code_size / median * 1e3,
+                "product_flops_per_second": 2 * options.n * options.d * nq / median * 1e3,
+            }
+        )
+        print(f"nq {nq}: {median:.3f} ms, {nq / median * 1e3:,.0f} queries/s", flush=True)
+    results["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    if options.recall_queries:
+        q = queries[: options.recall_queries]
+        truth, found = exact(options, q), index.search(q, options.k)[1]
+        hits = (found[:, :, None] == truth[:, None, :]).any(dim=2).float().mean()
+        results["recall_k_at_k"] = float(hits)
+        results["recall_queries"] = len(q)
+    if options.baseline:
+        results["torch_bf16"] = baseline(options, queries)
+    return results
+
+
+def baseline(options: argparse.Namespace, queries: torch.Tensor) -> list[dict[str, Any]]:
+    """A bf16 copy of the base, its product with the queries, and topk, 512 queries at a time."""
+    base = torch.cat([chunk(options, i).bfloat16() for i in range(-(-options.n // _CHUNK))])
+    out = []
+    for nq in options.nq:
+        q = queries[:nq].bfloat16()
+
+        def call(q: torch.Tensor = q) -> None:
+            for part in q.split(512):
+                torch.topk(part @ base.T, options.k, dim=1)
+
+        median = statistics.median(milliseconds(call, min(3, options.repeats)))
+        out.append({"nq": nq, "median_ms": median, "queries_per_second": nq / median * 1e3})
+        print(f"torch bf16 nq {nq}: {median:.3f} ms", flush=True)
+    return out
+
+
+def main() -> None:
+    options = parse()
+    results = measure(options)
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    record = {
+        "commit": commit,
+        "command": " ".join(["python", *sys.argv]),
+        "device": torch.cuda.get_device_name(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "options": {k: v for k, v in vars(options).items() if k != "output"},
+        "data": "independent N(0, 1) coordinates, drawn on the device",
+        "results": results,
+    }
+    if options.output:
+        options.output.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    print({k: v for k, v in results.items() if k != "search"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,256 @@
+// Search over chain codes of any rate, plans included. A code is described at run time: for every dimension its
+// nibbles by age and the row of its table. Blocks hold 32 rows, their 32-bit words transposed.
+typedef unsigned int u32;
+typedef unsigned short u16;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#define INF __int_as_float(0x7f800000)
+
+struct Code {
+    const int4* dims;     // [D]: nibbles of age 0, 1, 2 (-1: none), row of the tables
+    const float* tables;  // [rows][3][16]
+    int d, words;
+};
+
+struct Rows {
+    const u32* blocks;       // [blocks][words][32]
+    const float* scale;      // [n]
+    const float* half_norm;  // [n], or null: half the squared norm, for l2
+    const u32* mask;         // [ceil(n / 32)], or null
+    i64 n;
+};
+
+__device__ __forceinline__ int nibble(const u32* words, int stride, int j) {
+    return words[(j >> 3) * stride] >> (4 * (j & 7)) & 15;
+}
+
+__device__ __forceinline__ bool allowed(const Rows& rows, i64 row) {
+    return row < rows.n && (!rows.mask || rows.mask[row >> 5] >> (row & 31) & 1);
+}
+
+__device__ __forceinline__ u16 half_bits(float v) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
+    return h;
+}
+
+__device__ __forceinline__ float decoded(const Code& code, int4 at, const u32* words, int stride) {
+    const float* t = code.tables + at.w * 48;
+    float v = t[nibble(words, stride, at.x)];
+    if (at.y >= 0) v = __fadd_rn(v, t[16 + nibble(words, stride, at.y)]);
+    if (at.z >= 0) v = __fadd_rn(v, t[32 + nibble(words, stride, at.z)]);
+    return v;
+}
+
+// Adds q_i T to the tables float32 [nq][nibbles][16], which come in as zeros.
+extern "C" __global__ void tables_of(Code code, const float* q, int nibbles, float* lut) {
+    const int k = blockIdx.x * blockDim.x + threadIdx.x, i = k >> 4, n = k & 15;
+    if (i >= code.d) return;
+    const int4 at = code.dims[i];
+    const float v = q[(i64)blockIdx.y * code.d + i];
+    float* out = lut + (i64)blockIdx.y * nibbles * 16 + n;
+    const float* t = code.tables + at.w * 48 + n;
+    atomicAdd(out + at.x * 16, v * t[0]);
+    if (at.y >= 0) atomicAdd(out + at.y * 16, v * t[16]);
+    if (at.z >= 0) atomicAdd(out + at.z * 16, v * t[32]);
+}
+
+// Upper bounds float32 [nq][n] of scores, and the largest lower bound of each group of blocks, [nq][groups].
+extern "C" __global__ void __launch_bounds__(256) scan(Rows rows, int words, const float* lut, const float* error,
+                                                       int per_group, int groups, float* upper, float* best) {
+    extern __shared__ float table[];
+    const float* own = lut + (i64)blockIdx.y * words * 128;
+    for (int k = threadIdx.x; k < words * 128; k += blockDim.x) table[k] = own[k];
+    __syncthreads();
+    const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+    const float e = error[blockIdx.y];
+    const i64 blocks = (rows.n + 31) / 32;
+    for (int g = blockIdx.x * warps + (threadIdx.x >> 5); g < groups; g += gridDim.x * warps) {
+        float most = -INF;
+        for (i64 b = (i64)g * per_group; b < (i64)(g + 1) * per_group && b < blocks; ++b) {
+            const u32* at = rows.blocks + b * words * 32 + lane;
+            float sum[4] = {0, 0, 0, 0};
+#pragma unroll 8
+            for (int w = 0; w < words; ++w) {
+                const u32 v = __ldcs(at + w * 32);
+                const float* t = table + w * 128;
+                sum[0] += t[v & 15];
+                sum[1] += t[16 + (v >> 4 & 15)];
+                sum[2] += t[32 + (v >> 8 & 15)];
+                sum[3] += t[48 + (v >> 12 & 15)];
+                sum[0] += t[64 + (v >> 16 & 15)];
+                sum[1] += t[80 + (v >> 20 & 15)];
+                sum[2] += t[96 + (v >> 24 & 15)];
+                sum[3] += t[112 + (v >> 28)];
+            }
+            const i64 row = b * 32 + lane;
+            const float dot = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            float high = -INF, low = -INF;
+            if (allowed(rows, row)) {
+                const float s = rows.scale[row], h = rows.half_norm ? rows.half_norm[row] : 0.0f;
+                high = s * dot + fabsf(s) * e - h * 0.999999f;
+                low = s * dot - fabsf(s) * e - h * 1.000001f;
+            }
+            if (row < rows.n) upper[(i64)blockIdx.y * rows.n + row] = high;
+            most = fmaxf(most, low);
+        }
+        for (int m = 16; m; m >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, m));
+        if (lane == 0) best[(i64)blockIdx.y * groups + g] = most;
+    }
+}
+
+// Rows whose upper bound reaches the threshold; counts go past `room` where there is none.
+extern "C" __global__ void collect(const float* upper, i64 n, const float* threshold, int room, int* counts, int* found) {
+    const float t = threshold[blockIdx.y];
+    for (i64 row = (i64)blockIdx.x * blockDim.x + threadIdx.x; row < n; row += (i64)gridDim.x * blockDim.x) {
+        const float u = upper[(i64)blockIdx.y * n + row];
+        if (u >= t && u > -INF) {
+            const int at = atomicAdd(counts + blockIdx.y, 1);
+            if (at < room) found[(i64)blockIdx.y * room + at] = (int)row;
+        }
+    }
+}
+
+// Rows first, first + step, ... as float16 [count][stride], zero past D, with their scale and bounds of their bias.
+extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, int count, int stride, u16* out,
+                                     float* scale, float* high, float* low) {
+    extern __shared__ u32 words[];  // [words][33], so that neither reading nor writing meets bank conflicts
+    const int base = blockIdx.x * 32;
+    for (int k = threadIdx.x; k < code.words * 32; k += blockDim.x) {
+        const i64 row = first + (i64)(base + (k & 31)) * step;
+        words[(k >> 5) * 33 + (k & 31)] =
+            base + (k & 31) < count && row < rows.n ? rows.blocks[((row >> 5) * code.words + (k >> 5)) * 32 + (row & 31)] : 0;
+    }
+    if (threadIdx.x < 32 && base + threadIdx.x < count) {
+        const i64 row = first + (i64)(base + threadIdx.x) * step;
+        const bool ok = allowed(rows, row);
+        const float h = ok && rows.half_norm ? rows.half_norm[row] : 0.0f;
+        scale[base + threadIdx.x] = ok ? rows.scale[row] : 0.0f;
+        high[base + threadIdx.x] = ok ? -h * 0.999999f : -INF;
+        low[base + threadIdx.x] = ok ? -h * 1.000001f : -INF;
+    }
+    __syncthreads();
+    const int many = min(32, count - base);
+    for (int i = 2 * threadIdx.x; i < stride; i += 2 * blockDim.x) {
+        const int4 none = {0, -1, -1, 0}, a = i < code.d ? code.dims[i] : none, b = i + 1 < code.d ? code.dims[i + 1] : none;
+        for (int r = 0; r < many; ++r) {
+            const u32 x = i < code.d ? half_bits(decoded(code, a, words + r, 33)) : 0;
+            const u32 y = i + 1 < code.d ? half_bits(decoded(code, b, words + r, 33)) : 0;
+            *(u32*)(out + (i64)(base + r) * stride + i) = x | y << 16;
+        }
+    }
+}
+
+// The largest squared length of decoded rows first to n - 1, as the bits of a float32 >= 0.
+extern "C" __global__ void longest(Code code, Rows rows, i64 first, int* most) {
+    extern __shared__ u32 words[];
+    const i64 blocks = (rows.n + 31) / 32;
+    __shared__ float part[32][33];
+    for (i64 b = first / 32 + blockIdx.x; b < blocks; b += gridDim.x) {
+        for (int k = threadIdx.x; k < code.words * 32; k += blockDim.x) words[k] = rows.blocks[b * code.words * 32 + k];
+        __syncthreads();
+        const int r = threadIdx.x & 31, w = threadIdx.x >> 5;
+        float sum = 0;
+        for (int i = w; i < code.d; i += blockDim.x >> 5) {
+            const float v = decoded(code, code.dims[i], words + r, 32);
+            sum += v * v;
+        }
+        part[w][r] = sum;
+        __syncthreads();
+        if (w == 0) {
+            for (int k = 1; k < (int)blockDim.x >> 5; ++k) sum += part[k][r];
+            if (b * 32 + r < rows.n) atomicMax(most, __float_as_int(sum));
+        }
+        __syncthreads();
+    }
+}
+
+// <q, yhat> of a row whose words lie at `words`, in double, the same sum for equal codes; all lanes get it.
+__device__ __forceinline__ double exact_dot(const Code& code, const float* q, const u32* words, int lane) {
+    double sum = 0;
+    for (int i = lane; i < code.d; i += 32) {
+        const int4 at = code.dims[i];
+        const float* t = code.tables + at.w * 48;
+        double v = t[nibble(words, 1, at.x)];
+        if (at.y >= 0) v += (double)t[16 + nibble(words, 1, at.y)];
+        if (at.z >= 0) v += (double)t[32 + nibble(words, 1, at.z)];
+        sum += (double)q[i] * v;
+    }
+    for (int m = 16; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
+    return sum;
+}
+
+__device__ __forceinline__ double exact_score(const Code& code, const Rows& rows, const float* q, i64 row, u32* words,
+                                              int lane) {
+    __syncwarp();
+    for (int w = lane; w < code.words; w += 32) words[w] = rows.blocks[((row >> 5) * code.words + w) * 32 + (row & 31)];
+    __syncwarp();
+    const double s = (double)rows.scale[row] * exact_dot(code, q, words, lane);
+    return rows.half_norm ? s - (double)rows.half_norm[row] : s;
+}
+
+__device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { return a != b ? a > b : x < y; }
+
+// Scores candidates exactly and writes the k best of each query; a block a query, `size` a power of two.
+extern "C" __global__ void __launch_bounds__(256) finish(Code code, Rows rows, const float* q, const double* constants,
+                                                         const i64* ids, const int* counts, const int* found, int room,
+                                                         int size, int k, float* distances, i64* labels) {
+    extern __shared__ double scores[];
+    i64* names = (i64*)(scores + size);
+    float* own = (float*)(names + size);
+    u32* words = (u32*)(own + code.d);
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const i64 query = blockIdx.x;
+    const int count = min(counts[query], room);
+    int width = 2;
+    while (width < count) width *= 2;
+    for (int i = threadIdx.x; i < code.d; i += blockDim.x) own[i] = q[query * code.d + i];
+    __syncthreads();
+    for (int c = warp; c < width; c += warps) {
+        double s = -(double)INF;
+        i64 name = 0x7fffffffffffffffll;
+        if (c < count) {
+            const i64 row = found[query * room + c];
+            s = exact_score(code, rows, own, row, words + warp * code.words, lane);
+            name = ids ? ids[row] : row;
+        }
+        if (lane == 0) scores[c] = s, names[c] = name;
+    }
+    __syncthreads();
+    for (int span = 2; span <= width; span *= 2)
+        for (int step = span / 2; step; step /= 2) {
+            for (int t = threadIdx.x; t < width / 2; t += blockDim.x) {
+                const int a = (t & ~(step - 1)) * 2 + (t & (step - 1)), b = a + step;
+                const bool down = (a & span) == 0;
+                if (before(scores[b], names[b], scores[a], names[a]) == down) {
+                    const double s = scores[a];
+                    scores[a] = scores[b], scores[b] = s;
+                    const i64 name = names[a];
+                    names[a] = names[b], names[b] = name;
+                }
+            }
+            __syncthreads();
+        }
+    for (int r = threadIdx.x; r < k; r += blockDim.x) {
+        float value = rows.half_norm ? 3.402823466e38f : -3.402823466e38f;
+        i64 name = -1;
+        if (r < count) {
+            const double s = scores[r], c = constants[query];
+            value = rows.half_norm ? (float)fmax(c - 2.0 * s, 0.0) : (float)(s + c);
+            name = names[r];
+        }
+        distances[query * k + r] = value;
+        labels[query * k + r] = name;
+    }
+}
+
+// Exact scores float64 [n] of one query; rows that are not allowed get -inf.
+extern "C" __global__ void exact(Code code, Rows rows, const float* q, double* scores) {
+    extern __shared__ u32 words[];
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    for (i64 row = (i64)blockIdx.x * warps + warp; row < rows.n; row += (i64)gridDim.x * warps) {
+        const double s = exact_score(code, rows, q, row, words + warp * code.words, lane);
+        if (lane == 0) scores[row] = allowed(rows, row) ? s : -(double)INF;
+    }
+}

@@ -1,0 +1,364 @@
+"""Exact top-k and range search over codes on CUDA: bounds from fast arithmetic, then exact scores of what is left."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib.resources import files
+
+import numpy as np
+import torch
+
+from tqcore.gpu.layout import LANES, CodeLayout, DeviceRows
+from tqcore.gpu.rtc import Kernel, Long, compile_module
+
+__all__ = ["longest", "range_search", "search"]
+
+_FEW = 8  # queries up to which every one reads the codes by tables
+_TABLE_BYTES = 200 << 10
+_GROUPS = 4096  # groups of rows whose best lower bounds make a threshold
+_CHUNK = 1 << 14  # rows decoded at a time, which stay in the second-level cache
+_SAMPLE = 1 << 15  # rows that a threshold is taken from
+_MOST_SAMPLED = 1 << 21
+_SAMPLE_BYTES = 1 << 29
+_ROOM = 4096  # candidates a query that one block sorts
+_DENSE_BYTES = 1 << 30
+_PROCESSORS = 132
+
+
+@lru_cache(maxsize=1)
+def _source() -> str:
+    return files("tqcore.gpu").joinpath("search.cu").read_text()
+
+
+def _kernel(name: str) -> Kernel:
+    return compile_module(_source()).kernel(name)
+
+
+def longest(layout: CodeLayout, rows: DeviceRows, first: int = 0) -> float:
+    """Length of the longest reconstruction among rows `first` to n - 1, for the error bounds of `search`."""
+    most = torch.zeros(1, dtype=torch.int32, device=rows.blocks.device)
+    if rows.n > first:
+        grid = min(16 * _PROCESSORS, -(-rows.n // LANES))
+        _kernel("longest")(
+            (grid,),
+            (256,),
+            (layout.argument(), rows.argument(), Long(first), most),
+            shared=128 * layout.words,
+        )
+    # A sum of D squares in float32 is short by less than D / 2^24 of itself.
+    return float(most.view(torch.float32)) ** 0.5 * (1 + layout.d * 2.0**-23)
+
+
+def search(
+    layout: CodeLayout,
+    rows: DeviceRows,
+    q: torch.Tensor,
+    constants: torch.Tensor,
+    k: int,
+    length: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best rows of every query under the exact scores of their codes.
+
+    Parameters
+    ----------
+    layout : CodeLayout
+        The code.
+    rows : DeviceRows
+        What is searched, on torch's current device.
+    q : torch.Tensor
+        float32 [nq, D], queries in the coordinates of the code.
+    constants : torch.Tensor
+        float64 [nq]: squared norm for l2, otherwise what every score lacks.
+    k : int
+        At least 1.
+    length : float
+        `longest` of the rows, or more.
+
+    Returns
+    -------
+    D : torch.Tensor
+        float32 [nq, k], best first; padded with the worst value of the metric.
+    I : torch.Tensor
+        int64 [nq, k]; equal scores by smaller id; padded with -1.
+    """
+    nq = len(q)
+    worst = torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
+    distances = torch.full((nq, k), worst, dtype=torch.float32, device=q.device)
+    labels = torch.full((nq, k), -1, dtype=torch.int64, device=q.device)
+    if nq == 0 or rows.n == 0:
+        return distances, labels
+    q = q.contiguous()
+    few = nq <= _FEW and 512 * layout.words <= _TABLE_BYTES
+    step = max(1, _DENSE_BYTES // (4 * rows.n)) if few else _batch(rows.n, k)
+    for start in range(0, nq, step):
+        part = slice(start, start + step)
+        own, constant = q[part], constants[part].contiguous()
+        room = _room(rows.n, k)
+        if few:
+            counts, found = _scan(layout, rows, own, k, room)
+        else:
+            counts, found = _multiply(layout, rows, own, k, room, length)
+        found_d, found_i = distances[part], labels[part]
+        _finish(layout, rows, own, constant, counts, found, found_d, found_i)
+        for i in torch.nonzero(counts > room).flatten().tolist():
+            d, names = _ranked(layout, rows, own[i], constant[i], k)
+            found_d[i, : len(d)], found_i[i, : len(d)] = d, names
+    return distances, labels
+
+
+def _sampled(n: int, k: int) -> int:
+    """Rows that the threshold of a batch comes from: enough that about 2,000 rows reach it at most."""
+    wanted = min(max(_SAMPLE, 32 * k, n * k // 1500), _MOST_SAMPLED)
+    return n if wanted * 2 > n and n <= _MOST_SAMPLED else min(n, wanted)
+
+
+def _batch(n: int, k: int) -> int:
+    return 4096 if k > 128 or n > 1 << 25 else 16384
+
+
+def _room(n: int, k: int) -> int:
+    """Candidates that a query has room for."""
+    expected = 4 * k * max(1, n // _sampled(n, k)) + 256
+    return min(_ROOM, max(512, 1 << (expected - 1).bit_length()))
+
+
+def _threshold(best: torch.Tensor, k: int) -> torch.Tensor:
+    """The k-th largest of lower bounds float32 [nq, groups] of different rows; -inf where there are fewer."""
+    if best.shape[1] < k:
+        return torch.full((len(best),), -torch.inf, device=best.device)
+    return torch.topk(best, k, dim=1, sorted=True).values[:, -1].contiguous()
+
+
+def _empty(nq: int, room: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    counts = torch.zeros(nq, dtype=torch.int32, device=device)
+    return counts, torch.empty(nq, room, dtype=torch.int32, device=device)
+
+
+def _scan(
+    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, k: int, room: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidates of a few queries: every code once, by tables of float32."""
+    nq, nibbles = len(q), 8 * layout.words
+    lut = torch.zeros(nq, nibbles, 16, device=q.device)
+    _kernel("tables_of")((-(-16 * layout.d // 256), nq), (256,), (layout.argument(), q, nibbles, lut))
+    # Sums of `nibbles` entries, each of a few products, in float32.
+    error = (q.abs() @ layout.reach) * ((nibbles + 64) * 2.0**-24 * 1.01)
+    blocks = -(-rows.n // LANES)
+    per_group = max(1, blocks // max(_GROUPS, 8 * k))
+    groups = -(-blocks // per_group)
+    upper = torch.empty(nq, rows.n, device=q.device)
+    best = torch.empty(nq, groups, device=q.device)
+    grid = min(4 * _PROCESSORS, -(-groups // 8))
+    _kernel("scan")(
+        (grid, nq),
+        (256,),
+        (rows.argument(), layout.words, lut, error, per_group, groups, upper, best),
+        shared=512 * layout.words,
+    )
+    counts, found = _empty(nq, room, q.device)
+    grid = min(4 * _PROCESSORS, -(-rows.n // 256))
+    _kernel("collect")((grid, nq), (256,), (upper, Long(rows.n), _threshold(best, k), room, counts, found))
+    return counts, found
+
+
+class _Halves:
+    """Decoded rows in float16, a chunk at a time in one buffer."""
+
+    def __init__(self, layout: CodeLayout, rows: DeviceRows, room: int) -> None:
+        self._layout, self._rows = layout, rows
+        device = rows.blocks.device
+        stride = -(-layout.d // 64) * 64
+        self.y = torch.zeros(room, stride, dtype=torch.float16, device=device)
+        self.scale = torch.empty(room, device=device)
+        self.high, self.low = torch.empty(room, device=device), torch.empty(room, device=device)
+
+    def decode(self, first: int, step: int, count: int) -> None:
+        """Fill in rows first, first + step, ..., `count` of them; places after them take no part."""
+        if count < len(self.high):
+            self.high[count:], self.low[count:] = -torch.inf, -torch.inf
+            self.scale[count:] = 0
+        _kernel("half_rows")(
+            (-(-count // LANES),),
+            (256,),
+            (
+                self._layout.argument(),
+                self._rows.argument(),
+                Long(first),
+                Long(step),
+                count,
+                self.y.shape[1],
+                self.y,
+                self.scale,
+                self.high,
+                self.low,
+            ),
+            shared=132 * self._layout.words,
+        )
+
+
+def _multiply(
+    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, k: int, room: int, length: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidates of many queries: matrix products of float16 with chunks of decoded rows."""
+    from tqcore.gpu.filter import BLOCK_QUERIES, BLOCK_ROWS, filter_rows
+
+    nq, d = q.shape
+    padded = -(-nq // BLOCK_QUERIES) * BLOCK_QUERIES
+    # Queries are brought near 1 by a power of two, which rounds nothing.
+    exponent = torch.frexp(q.abs().amax(dim=1)).exponent.to(torch.float32)
+    gain = torch.exp2(exponent)
+    half = torch.zeros(padded, -(-d // 64) * 64, dtype=torch.float16, device=q.device)
+    half[:nq, :d] = q / gain[:, None]
+    rounded = half[:nq, :d].float() * gain[:, None]
+    norm = torch.linalg.vector_norm(rounded, dim=1)
+    # Rounding of the query, of the row (2^-11 of each coordinate), and of sums in float32.
+    error = (torch.linalg.vector_norm(q - rounded, dim=1) + norm * (1.05 * 2.0**-11 + d * 2.0**-22)) * (
+        length * 1.01
+    )
+    counts, found = _empty(padded, room, q.device)
+    threshold = torch.full((padded,), torch.inf, device=q.device)
+    threshold[:nq] = _sample_threshold(layout, rows, half[:nq], gain, error, k)
+    gain, error = _padded(gain, padded), _padded(error, padded)
+    chunk = min(_CHUNK, -(-rows.n // BLOCK_ROWS) * BLOCK_ROWS)
+    halves = _Halves(layout, rows, chunk)
+    for first in range(0, rows.n, chunk):
+        halves.decode(first, 1, min(chunk, rows.n - first))
+        filter_rows(half, halves.y, halves.scale, halves.high, gain, error, threshold, counts, found, first)
+    return counts[:nq], found[:nq]
+
+
+def _padded(values: torch.Tensor, n: int) -> torch.Tensor:
+    return torch.cat([values, values.new_zeros(n - len(values))])
+
+
+def _sample_threshold(
+    layout: CodeLayout, rows: DeviceRows, half: torch.Tensor, gain: torch.Tensor, error: torch.Tensor, k: int
+) -> torch.Tensor:
+    """Lower bounds float32 [nq] of the k-th best score, from rows spread evenly over all."""
+    count = _sampled(rows.n, k)
+    group = 1
+    while group < 32 and count // (2 * group) >= 16 * k:
+        group *= 2
+    count = count // group * group
+    halves = _Halves(layout, rows, count)
+    halves.decode(0, max(1, rows.n // count), count)
+    parts = []
+    step = max(1, _SAMPLE_BYTES // (4 * count))
+    for start in range(0, len(half), step):
+        part = slice(start, start + step)
+        low = torch.mm(half[part], halves.y.T, out_dtype=torch.float32)
+        low.mul_(gain[part, None]).mul_(halves.scale).add_(halves.low)
+        low.sub_(error[part, None] * halves.scale.abs())
+        parts.append(_threshold(low.view(len(low), group, -1).amax(dim=1), k))
+    return torch.cat(parts)
+
+
+def _finish(
+    layout: CodeLayout,
+    rows: DeviceRows,
+    q: torch.Tensor,
+    constants: torch.Tensor,
+    counts: torch.Tensor,
+    found: torch.Tensor,
+    distances: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Exact scores of the candidates, and the k best of them in order."""
+    room = found.shape[1]
+    warps = 8 if layout.words <= 512 else 2
+    shared = 16 * room + 4 * layout.d + 4 * warps * layout.words
+    _kernel("finish")(
+        (len(q),),
+        (32 * warps,),
+        (
+            layout.argument(),
+            rows.argument(),
+            q,
+            constants,
+            rows.ids,
+            counts,
+            found,
+            room,
+            room,
+            distances.shape[1],
+            distances,
+            labels,
+        ),
+        shared=shared,
+    )
+
+
+def _exact(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor) -> torch.Tensor:
+    """Exact scores float64 [n] of one query float32 [D]; -inf for rows that take no part."""
+    scores = torch.empty(rows.n, dtype=torch.float64, device=q.device)
+    warps = 8 if layout.words <= 512 else 2
+    grid = min(32 * _PROCESSORS, -(-rows.n // warps))
+    _kernel("exact")(
+        (grid,),
+        (32 * warps,),
+        (layout.argument(), rows.argument(), q, scores),
+        shared=4 * warps * layout.words,
+    )
+    return scores
+
+
+def _distance(rows: DeviceRows, scores: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+    if rows.half_norm is None:
+        return (scores + constant).float()
+    return (constant - 2 * scores).clamp_min(0).float()
+
+
+def _names(rows: DeviceRows, positions: torch.Tensor) -> torch.Tensor:
+    return positions if rows.ids is None else rows.ids[positions]
+
+
+def _ranked(
+    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, constant: torch.Tensor, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k best of all rows for one query, by exact scores alone: for ties and for very large k."""
+    scores = _exact(layout, rows, q)
+    positions = torch.nonzero(scores > -torch.inf).flatten()
+    if len(positions) > k:
+        positions = positions[scores[positions] >= torch.topk(scores[positions], k).values[-1]]
+    names = _names(rows, positions)
+    order = torch.argsort(names)
+    order = order[torch.sort(-scores[positions][order], stable=True).indices[:k]]
+    return _distance(rows, scores[positions[order]], constant), names[order]
+
+
+def range_search(
+    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, constants: torch.Tensor, radius: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All rows strictly inside `radius`: l2 distances below it, inner products above it.
+
+    Parameters are those of `search`.
+
+    Returns
+    -------
+    lims : torch.Tensor
+        int64 [nq + 1]; query i has the results ``lims[i]`` to ``lims[i + 1] - 1``, best first.
+    D, I : torch.Tensor
+        float32 and int64 [lims[-1]].
+    """
+    l2 = rows.half_norm is not None
+    limit = float(np.float32(radius))
+    distances, labels, lims = [], [], [0]
+    for i in range(len(q)):
+        scores = _exact(layout, rows, q[i].contiguous())
+        values = _distance(rows, scores, constants[i])
+        inside = (values < limit if l2 else values > limit) & (scores > -torch.inf)
+        positions = torch.nonzero(inside).flatten()
+        names = _names(rows, positions)
+        order = torch.argsort(names)
+        key = values[positions][order]
+        order = order[torch.sort(key, stable=True, descending=not l2).indices]
+        distances.append(values[positions[order]])
+        labels.append(names[order])
+        lims.append(lims[-1] + len(positions))
+    device = q.device
+    empty = torch.zeros(0, device=device)
+    return (
+        torch.tensor(lims, dtype=torch.int64, device=device),
+        torch.cat([empty, *distances]),
+        torch.cat([empty.long(), *labels]),
+    )
