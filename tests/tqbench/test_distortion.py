@@ -38,3 +38,33 @@ def test_measure(model):
     assert low.effective_bits == 2 + 16 / 64
     assert model.config._attn_implementation == "sdpa"
     assert set(low.as_dict()) == {"tokens", "divergence", "agreement", "loss", "full_loss", "effective_bits"}
+
+
+def test_record(model, tmp_path, capsys):
+    """The program writes a row for every rate and code."""
+    import json
+
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from tqbench.kv.distortion import main
+
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(61)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(" ".join(str(i * 7 % 61) for i in range(200)))
+    arguments = [
+        "--model",
+        str(tmp_path / "model"),
+        "--text",
+        str(tmp_path / "text.txt"),
+        "--out",
+        str(tmp_path),
+    ]
+    main([*arguments, "--windows", "2", "--tokens", "32", "--name", "record"])
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert [(row["bits"], row["code"]) for row in record["results"]] == [
+        (bits, code) for bits in (2, 2.5, 3, 3.5, 4) for code in ("chain", "mse")
+    ]
+    assert str(tmp_path) not in json.dumps(record)
+    assert len(capsys.readouterr().out.splitlines()) == 10

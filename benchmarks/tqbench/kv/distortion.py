@@ -1,21 +1,29 @@
-"""What a packed cache does to a model's predictions: divergence of its logits, every token seen through its code."""
+"""What a packed cache does to a model's predictions: divergence of its logits, every token seen through its code.
+
+As a program it measures the chain and the paper's code at every rate and writes a record:
+``python -m tqbench.kv.distortion --model FOLDER --text FILE --out benchmarks/results --name NAME``.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
 from tqkv.cache import TurboQuantCache
+from tqkv.config import RATES, TILE_TOKENS
 
-__all__ = ["Distortion", "measure"]
+from ..records import new_record, write_record
+
+__all__ = ["Distortion", "main", "measure"]
 
 _NAME = "tqbench_stored"
 
@@ -71,7 +79,14 @@ def measure(
     -------
     list of Distortion
         One for each of `settings`.
+
+    Raises
+    ------
+    ValueError
+        If windows would not be packed whole.
     """
+    if windows.shape[1] % TILE_TOKENS:
+        raise ValueError(f"windows must have a multiple of {TILE_TOKENS} tokens, got {windows.shape[1]}")
     sums = torch.zeros(len(settings), 4, dtype=torch.float64)
     bits = [0.0] * len(settings)
     with torch.no_grad():
@@ -101,7 +116,7 @@ def _reading(model: PreTrainedModel, cache: TurboQuantCache) -> Iterator[None]:
     """Let the model's attention run, causally, over what `cache` has stored instead of what it is given."""
 
     def attention(
-        module: nn.Module, query: torch.Tensor, *_: Any, scaling: float | None = None, **__: Any
+        module: Any, query: torch.Tensor, *_: Any, scaling: float | None = None, **__: Any
     ) -> tuple[torch.Tensor, None]:
         keys, values = cache.layers[module.layer_idx].decoded()
         out = functional.scaled_dot_product_attention(
@@ -110,9 +125,53 @@ def _reading(model: PreTrainedModel, cache: TurboQuantCache) -> Iterator[None]:
         return out.transpose(1, 2).contiguous(), None
 
     AttentionInterface.register(_NAME, attention)
-    usual = model.config._attn_implementation
+    usual: Any = model.config._attn_implementation
     model.set_attn_implementation(_NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(usual)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure a model on a text and write the record."""
+    parser = argparse.ArgumentParser(description="Divergence of a model's predictions under packed caches.")
+    parser.add_argument("--model", required=True, help="model and tokenizer, as transformers loads them")
+    parser.add_argument("--text", type=Path, required=True, help="text file, UTF-8")
+    parser.add_argument("--windows", type=int, default=30)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens of a window, a multiple of 16")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the record")
+    parser.add_argument("--name", default="kv-distortion")
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model = model.to(device).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
+    wanted = options.windows * options.tokens
+    ids = tokenizer(options.text.read_text(encoding="utf-8")[: 8 * wanted])["input_ids"]
+    if len(ids) < wanted:
+        parser.error(f"--text must have {wanted} tokens, got {len(ids)}")
+    windows = torch.tensor(ids[:wanted]).view(options.windows, options.tokens)
+    settings = [
+        {"bits": bits} | more
+        for bits in RATES
+        for more in ({"code": "chain"}, {"code": "mse", "centre_keys": False})
+    ]
+    rows = [
+        setting | row.as_dict()
+        for setting, row in zip(settings, measure(model, windows, settings), strict=True)
+    ]
+    text = {"name": options.text.stem, "windows": options.windows, "tokens": options.tokens}
+    write_record(
+        new_record("kv-distortion", dataset=text, settings={"model": Path(options.model).name}, results=rows),
+        options.out,
+        options.name,
+    )
+    for row in rows:
+        print(
+            f"{row['bits']:g} {row['code']:5} {row['divergence']:.4f} {row['agreement']:.3f} {row['loss']:.4f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
