@@ -10,7 +10,9 @@ constexpr int D = HEAD_DIM;
 constexpr int ROUNDS = 3;             // of a rotation, at most
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
 constexpr int TILE = 16;              // tokens
-constexpr int STEP = 2;               // tiles a warp takes at a time: they share the loads of the queries
+// Tiles a warp takes at a time: they share the loads of the queries, but the code grows, and of the widest heads it then
+// no longer fits the instruction cache.
+constexpr int STEP = HEAD_DIM > 128 ? 1 : 2;
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
@@ -66,6 +68,16 @@ __device__ __forceinline__ u32 half_pair(float lo, float hi) {
     u32 y; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y;
 }
 __device__ __forceinline__ u32 add_pair(u32 a, u32 b) { u32 c; asm("add.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b)); return c; }
+// x plus one half of a in the half where `ones` has a 1. Multipliers run beside the byte permutations, which are the
+// busier unit.
+__device__ __forceinline__ u32 add_half(u32 a, bool high, u32 ones, u32 x) {
+    u32 y;
+    u16 lo, hi;
+    asm("mov.b32 {%0, %1}, %2;" : "=h"(lo), "=h"(hi) : "r"(a));
+    asm("{.reg .b32 both; mov.b32 both, {%1, %1}; fma.rn.f16x2 %0, both, %2, %3;}"
+        : "=r"(y) : "h"(high ? hi : lo), "r"(ones), "r"(x));
+    return y;
+}
 __device__ __forceinline__ u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
 __device__ __forceinline__ u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
 
@@ -122,14 +134,14 @@ struct Codes {
             words[w2] = last;
         }
     }
-
-    // Address of the table entry of nibble n: eight times the nibble in the lowest byte of `table`.
-    __device__ __forceinline__ u32 entry(int n, u32 table) const {
-        u32 word = words[n / 8];
-        u32 eight = n & 1 ? (word >> 1) & 0x78787878u : (word << 3) & 0x78787878u;
-        return __byte_perm(eight, table, 0x7650 | (n % 8) / 2);
-    }
 };
+
+// Address of the table entry of nibble n: eight times the nibble in the lowest byte of `table`.
+__device__ __forceinline__ u32 entry(const u32* words, int n, u32 table) {
+    const u32 word = words[n / 8];
+    const u32 eight = n & 1 ? (word >> 1) & 0x78787878u : (word << 3) & 0x78787878u;
+    return __byte_perm(eight, table, 0x7650 | (n % 8) / 2);
+}
 
 // Words of phase `phase` at an entry: both, or the first alone.
 __device__ __forceinline__ void look_up(u32 address, int phase, bool pair, u32& first, u32& second) {
@@ -154,8 +166,8 @@ __device__ __forceinline__ void score(
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
             for (int token = 0; token < 2; token++) {
-                look_up(codes[tile].entry(token * KEY_NIBBLES + j, table), j % KEY_P, pair, words[tile][token][0],
-                        words[tile][token][1]);
+                look_up(entry(codes[tile].words, token * KEY_NIBBLES + j, table), j % KEY_P, pair,
+                        words[tile][token][0], words[tile][token][1]);
             }
         }
 #pragma unroll
@@ -193,7 +205,7 @@ __device__ __forceinline__ void accumulate(
         const bool pair = ValueRate::pair(j);
 #pragma unroll
         for (int token = 0; token < 4; token++) {
-            look_up(codes.entry(token * VALUE_NIBBLES + j, table), j % VALUE_P, pair, words[token][0], words[token][1]);
+            look_up(entry(codes.words, token * VALUE_NIBBLES + j, table), j % VALUE_P, pair, words[token][0], words[token][1]);
         }
         if (ValueRate::closes(j) == 2) {
             u32 x[4];
@@ -215,9 +227,8 @@ __device__ __forceinline__ void accumulate(
             for (int half = 0; half < 2; half++) {
                 u32 x = low_halves(words[2 * half][0], words[2 * half + 1][0]);
                 if (j) {
-                    u32 y = high ? high_halves(before[2 * half], before[2 * half + 1])
-                                 : low_halves(before[2 * half], before[2 * half + 1]);
-                    x = add_pair(x, y);
+                    x = add_half(before[2 * half], high, 0x00003c00u, x);
+                    x = add_half(before[2 * half + 1], high, 0x3c000000u, x);
                 }
                 a[2 * half + (dim & 1)] = x;
             }
@@ -316,21 +327,40 @@ struct WordDims {
 };
 __constant__ const WordDims WORD_DIMS;
 
+// The signs of a lane's elements in all rounds, a bit each: set for -1.
+__device__ __forceinline__ u32 sign_bits(const float* signs, int rounds, int lane) {
+    u32 bits = 0;
+#pragma unroll
+    for (int i = 0; i < ROUNDS * PER_LANE; i++) {
+        const float sign = i / PER_LANE < rounds ? signs[i / PER_LANE * D + i % PER_LANE * 32 + lane] : 1.0f;
+        bits |= (u32)__float_as_int(sign) >> 31 << i;
+    }
+    return bits;
+}
+
+// x with the signs of a round.
+__device__ __forceinline__ void flip(float (&x)[PER_LANE], u32 bits, int round) {
+#pragma unroll
+    for (int e = 0; e < PER_LANE; e++) {
+        x[e] = __int_as_float(__float_as_int(x[e]) ^ (int)(bits >> (round * PER_LANE + e) << 31));
+    }
+}
+
 // The query of a warp and all that turns it, loaded ahead of their use.
 struct Query {
-    float x[PER_LANE], signs[ROUNDS][PER_LANE], mean[PER_LANE];
+    float x[PER_LANE], bias;
+    u32 signs;
 
     __device__ __forceinline__ void load(const Problem& p, const Place& at, int i, int lane) {
+        const State* query = at.query(p, min(i, at.n - 1));
+        bias = 0;
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) {
             const int dim = 32 * e + lane;
-            x[e] = i < at.n ? to_float(at.query(p, i)[dim]) : 0.0f;
-            mean[e] = p.key_mean ? p.key_mean[at.kv_head * D + dim] : 0.0f;
-#pragma unroll
-            for (int round = 0; round < ROUNDS; round++) {
-                signs[round][e] = round < p.key_rounds ? p.key_signs[round * D + dim] : 0.0f;
-            }
+            x[e] = i < at.n ? to_float(query[dim]) : 0.0f;
+            if (p.key_mean) bias += x[e] * p.key_mean[at.kv_head * D + dim];
         }
+        signs = sign_bits(p.key_signs, p.key_rounds, lane);
     }
 };
 
@@ -340,21 +370,17 @@ __device__ __forceinline__ void prepare(
 ) {
     float* rotated = (float*)(memory + ROTATED);
     if (warp < QUERIES) {
-        float bias = 0, top = 0;
-#pragma unroll
-        for (int e = 0; e < PER_LANE; e++) bias += query.x[e] * query.mean[e];
-#pragma unroll
-        for (int round = 0; round < ROUNDS; round++) {
-            if (round >= p.key_rounds) break;
-#pragma unroll
-            for (int e = 0; e < PER_LANE; e++) query.x[e] *= query.signs[round][e];
+        float top = 0;
+#pragma unroll 1
+        for (int round = 0; round < p.key_rounds; round++) {
+            flip(query.x, query.signs, round);
             hadamard(query.x, lane);
         }
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) top = max_(top, fabsf(query.x[e]));
 #pragma unroll
         for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
-        bias = warp_sum(bias);
+        const float bias = warp_sum(query.bias);
         // Queries of any size fit float16 once divided by their largest coordinate.
         const float inverse = top > 0 ? 1 / top : 1.0f;
         if (lane == 0) {
@@ -609,14 +635,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     float* weights = keep + QUERIES * parts;      // [QUERIES][parts]
     const float* scalars = p.part_scalars + (long long)at.pair * parts * QUERIES * 2;
     const float* part_sums = p.part_sums + (long long)at.pair * parts * QUERIES * D;
-    float signs[ROUNDS][PER_LANE];
-#pragma unroll
-    for (int round = 0; round < ROUNDS; round++) {
-#pragma unroll
-        for (int e = 0; e < PER_LANE; e++) {
-            signs[round][e] = round < p.value_rounds ? p.value_signs[round * D + 32 * e + lane] : 0.0f;
-        }
-    }
+    const u32 signs = sign_bits(p.value_signs, p.value_rounds, lane);
     for (int i = warp; i < at.n; i += WARPS) {
         float top = NO_SCORE, total = 0;
         for (int s = lane; s < parts; s += 32) {
@@ -659,12 +678,10 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
         float x[PER_LANE];
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) x[e] = sums[i * D + 32 * e + lane] * p.value_shrink;
-#pragma unroll
-        for (int round = ROUNDS - 1; round >= 0; round--) {
-            if (round >= p.value_rounds) continue;
+#pragma unroll 1
+        for (int round = p.value_rounds - 1; round >= 0; round--) {
             hadamard(x, lane);
-#pragma unroll
-            for (int e = 0; e < PER_LANE; e++) x[e] *= signs[round][e];
+            flip(x, signs, round);
         }
         // A query that sees nothing gets zero.
         const float inverse = totals[i] != 0 ? 1 / totals[i] : 0.0f;
