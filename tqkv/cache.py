@@ -50,8 +50,9 @@ class TurboQuantCache(Cache):
     sink_tokens : int
         First tokens of the sequence kept in full precision, padding included.
     recent_tokens : int
-        Latest tokens kept in full precision, a multiple of 16; up to 16 more wait to be packed together. 128 costs
-        little beside a long context and covers what a model attends to most.
+        Latest tokens kept in full precision, a multiple of 16; up to 16 more wait to be packed together. Much of
+        attention goes to them: at 2 bits the divergence of a small model fell from 0.027 with none and no sinks to
+        0.008 with 128 and 4. They take the memory of some 600 tokens packed at 3.5 bits.
     skip_layers : iterable of int
         Full-attention layers left in full precision.
     max_length : int, optional
@@ -65,7 +66,7 @@ class TurboQuantCache(Cache):
     Attributes
     ----------
     stats : CacheStats
-        Attention calls on prompts, fused and by decoding.
+        Attention calls: on full-precision states alone, fused, and by decoding.
 
     Raises
     ------

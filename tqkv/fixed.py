@@ -81,7 +81,11 @@ class FixedLayer(TurboQuantLayer):
 
     def _check(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         super()._check(key_states, value_states)
-        length = (self._known if self.is_initialized else 0) + key_states.shape[2]
+        tokens, length = key_states.shape[2], 0
+        if self.is_initialized:
+            # The host does not see what replays add, so it asks where it may: not in a step.
+            length = self._known if tokens == 1 or self._is_empty() else int(self.length)
+        length += tokens
         if length > self._limit:
             raise ValueError(
                 f"max_length must hold all tokens, got {length} tokens for max_length = {self._limit}"
