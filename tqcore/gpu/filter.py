@@ -1,4 +1,4 @@
-"""The matrix product of queries and decoded rows, kept on chip: only rows that reach a query's threshold leave it."""
+"""The matrix product of queries and decoded rows, kept on chip: only a bit for each row and query leaves it."""
 
 # pyright: reportMissingImports=false, reportArgumentType=false, reportIndexIssue=false
 from __future__ import annotations
@@ -23,12 +23,10 @@ def _filter(
     gain_ptr,
     error_ptr,
     threshold_ptr,
-    count_ptr,
-    found_ptr,
-    first_row,
+    bits_ptr,
     tiles,
     d,
-    room,
+    per_query,
     block_q: tl.constexpr,
     block_n: tl.constexpr,
     block_d: tl.constexpr,
@@ -52,13 +50,10 @@ def _filter(
     threshold = tl.load(threshold_ptr + queries)
     upper = scale[None, :] * (total * gain[:, None]) + tl.abs(scale)[None, :] * error[:, None] + high[None, :]
     hit = (upper >= threshold[:, None]) & (high > float("-inf"))[None, :]
-    if tl.max(tl.max(hit.to(tl.int32), axis=1), axis=0) > 0:
-        ones = tl.full((block_q, block_n), 1, tl.int32)
-        counters = tl.broadcast_to((count_ptr + queries)[:, None], (block_q, block_n))
-        at = tl.atomic_add(counters, ones, mask=hit, sem="relaxed")
-        places = found_ptr + queries[:, None].to(tl.int64) * room + at
-        names = tl.broadcast_to((first_row + rows)[None, :], (block_q, block_n))
-        tl.store(places, names, mask=hit & (at < room))
+    bits = hit.to(tl.int32) << (rows % 32)[None, :]
+    words = tl.sum(tl.reshape(bits, (block_q, block_n // 32, 32)), axis=2)
+    places = (program // tiles) * (block_n // 32) + tl.arange(0, block_n // 32)
+    tl.store(bits_ptr + queries[:, None].to(tl.int64) * per_query + places[None, :], words)
 
 
 def filter_rows(
@@ -69,11 +64,9 @@ def filter_rows(
     gain: torch.Tensor,
     error: torch.Tensor,
     threshold: torch.Tensor,
-    counts: torch.Tensor,
-    found: torch.Tensor,
-    first_row: int,
+    bits: torch.Tensor,
 ) -> None:
-    """Append to `found` every row whose upper bound reaches its query's threshold, and count it.
+    """Set the bit of every row whose upper bound reaches its query's threshold, and clear the others.
 
     Parameters
     ----------
@@ -85,12 +78,8 @@ def filter_rows(
         float32 [rows]: factor of the product, and what is added to it; -inf for rows that take no part.
     gain, error, threshold : torch.Tensor
         float32 [nq]: factor of the product, its error bound after that, and the least upper bound that is kept.
-    counts : torch.Tensor
-        int32 [nq], counted on from what it holds, also where there is no room.
-    found : torch.Tensor
-        int32 [nq, room].
-    first_row : int
-        Number of the first row.
+    bits : torch.Tensor
+        int32 [nq, rows / 32]: bit i % 32 of word i // 32 stands for row i.
     """
     tiles = len(q) // BLOCK_QUERIES
     _filter[(tiles * (len(y) // BLOCK_ROWS),)](
@@ -101,12 +90,10 @@ def filter_rows(
         gain,
         error,
         threshold,
-        counts,
-        found,
-        first_row,
+        bits,
         tiles,
         q.shape[1],
-        found.shape[1],
+        bits.shape[1],
         block_q=BLOCK_QUERIES,
         block_n=BLOCK_ROWS,
         block_d=_BLOCK_DIMS,

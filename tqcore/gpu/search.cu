@@ -56,10 +56,19 @@ extern "C" __global__ void tables_of(Code code, const float* q, int nibbles, flo
     if (at.z >= 0) atomicAdd(out + at.z * 16, v * t[32]);
 }
 
+// The float at a byte address of shared memory plus a constant.
+template <int offset>
+__device__ __forceinline__ float entry(u32 address) {
+    float v;
+    asm volatile("ld.shared.f32 %0, [%1 + %2];" : "=f"(v) : "r"(address), "n"(offset));
+    return v;
+}
+
 // Upper bounds float32 [nq][n] of scores, and the largest lower bound of each group of blocks, [nq][groups].
 extern "C" __global__ void __launch_bounds__(256) scan(Rows rows, int words, const float* lut, const float* error,
                                                        int per_group, int groups, float* upper, float* best) {
-    extern __shared__ float table[];
+    extern __shared__ __align__(1024) float table[];
+    const u32 base = (u32)__cvta_generic_to_shared(table);
     const float* own = lut + (i64)blockIdx.y * words * 128;
     for (int k = threadIdx.x; k < words * 128; k += blockDim.x) table[k] = own[k];
     __syncthreads();
@@ -74,15 +83,15 @@ extern "C" __global__ void __launch_bounds__(256) scan(Rows rows, int words, con
 #pragma unroll 8
             for (int w = 0; w < words; ++w) {
                 const u32 v = __ldcs(at + w * 32);
-                const float* t = table + w * 128;
-                sum[0] += t[v & 15];
-                sum[1] += t[16 + (v >> 4 & 15)];
-                sum[2] += t[32 + (v >> 8 & 15)];
-                sum[3] += t[48 + (v >> 12 & 15)];
-                sum[0] += t[64 + (v >> 16 & 15)];
-                sum[1] += t[80 + (v >> 20 & 15)];
-                sum[2] += t[96 + (v >> 24 & 15)];
-                sum[3] += t[112 + (v >> 28)];
+                const u32 t = base + w * 512;
+                sum[0] += entry<0>(t | (v << 2 & 60));
+                sum[1] += entry<64>(t | (v >> 2 & 60));
+                sum[2] += entry<128>(t | (v >> 6 & 60));
+                sum[3] += entry<192>(t | (v >> 10 & 60));
+                sum[0] += entry<256>(t | (v >> 14 & 60));
+                sum[1] += entry<320>(t | (v >> 18 & 60));
+                sum[2] += entry<384>(t | (v >> 22 & 60));
+                sum[3] += entry<448>(t | (v >> 26 & 60));
             }
             const i64 row = b * 32 + lane;
             const float dot = (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -112,6 +121,35 @@ extern "C" __global__ void collect(const float* upper, i64 n, const float* thres
     }
 }
 
+// Rows whose bit is set in words of 32 rows, [queries][per_query].
+extern "C" __global__ void collect_bits(const u32* bits, int per_query, i64 total, int first_row, int room, int* counts,
+                                        int* found) {
+    for (i64 k = (i64)blockIdx.x * blockDim.x + threadIdx.x; k < total; k += (i64)gridDim.x * blockDim.x) {
+        u32 v = bits[k];
+        if (!v) continue;
+        const i64 query = k / per_query;
+        const int row = first_row + (int)(k - query * per_query) * 32;
+        for (; v; v &= v - 1) {
+            const int at = atomicAdd(counts + query, 1);
+            if (at < room) found[query * room + at] = row + __ffs(v) - 1;
+        }
+    }
+}
+
+// Largest lower bounds [nq][groups] of groups of products [nq][count]; group g holds rows g, g + groups, ...
+extern "C" __global__ void group_best(const float* products, int count, int groups, const float* gain,
+                                      const float* error, const float* scale, const float* low, float* best) {
+    const float* own = products + (i64)blockIdx.x * count;
+    const float e = error[blockIdx.x], factor = gain[blockIdx.x];
+    for (int g = threadIdx.x; g < groups; g += blockDim.x) {
+        float most = -INF;
+#pragma unroll 4
+        for (int k = g; k < count; k += groups)
+            most = fmaxf(most, scale[k] * (own[k] * factor) - fabsf(scale[k]) * e + low[k]);
+        best[(i64)blockIdx.x * groups + g] = most;
+    }
+}
+
 // Rows first, first + step, ... as float16 [count][stride], zero past D, with their scale and bounds of their bias.
 extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, int count, int stride, u16* out,
                                      float* scale, float* high, float* low) {
@@ -134,6 +172,7 @@ extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, 
     const int many = min(32, count - base);
     for (int i = 2 * threadIdx.x; i < stride; i += 2 * blockDim.x) {
         const int4 none = {0, -1, -1, 0}, a = i < code.d ? code.dims[i] : none, b = i + 1 < code.d ? code.dims[i + 1] : none;
+#pragma unroll 4
         for (int r = 0; r < many; ++r) {
             const u32 x = i < code.d ? half_bits(decoded(code, a, words + r, 33)) : 0;
             const u32 y = i + 1 < code.d ? half_bits(decoded(code, b, words + r, 33)) : 0;
@@ -169,6 +208,7 @@ extern "C" __global__ void longest(Code code, Rows rows, i64 first, int* most) {
 // <q, yhat> of a row whose words lie at `words`, in double, the same sum for equal codes; all lanes get it.
 __device__ __forceinline__ double exact_dot(const Code& code, const float* q, const u32* words, int lane) {
     double sum = 0;
+#pragma unroll 4
     for (int i = lane; i < code.d; i += 32) {
         const int4 at = code.dims[i];
         const float* t = code.tables + at.w * 48;
@@ -192,10 +232,12 @@ __device__ __forceinline__ double exact_score(const Code& code, const Rows& rows
 
 __device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { return a != b ? a > b : x < y; }
 
-// Scores candidates exactly and writes the k best of each query; a block a query, `size` a power of two.
+// Scores candidates exactly and writes the k best of each query, or, where there is a threshold, raises it to the k-th
+// score; a block a query, `size` a power of two.
 extern "C" __global__ void __launch_bounds__(256) finish(Code code, Rows rows, const float* q, const double* constants,
                                                          const i64* ids, const int* counts, const int* found, int room,
-                                                         int size, int k, float* distances, i64* labels) {
+                                                         int size, int k, float* distances, i64* labels,
+                                                         float* threshold) {
     extern __shared__ double scores[];
     i64* names = (i64*)(scores + size);
     float* own = (float*)(names + size);
@@ -232,6 +274,10 @@ extern "C" __global__ void __launch_bounds__(256) finish(Code code, Rows rows, c
             }
             __syncthreads();
         }
+    if (threshold) {
+        if (threadIdx.x == 0 && count >= k) threshold[query] = fmaxf(threshold[query], __double2float_rd(scores[k - 1]));
+        return;
+    }
     for (int r = threadIdx.x; r < k; r += blockDim.x) {
         float value = rows.half_norm ? 3.402823466e38f : -3.402823466e38f;
         i64 name = -1;

@@ -13,16 +13,19 @@ from tqcore.gpu.rtc import Kernel, Long, compile_module
 
 __all__ = ["longest", "range_search", "search"]
 
+_PROCESSORS = 132
 _FEW = 8  # queries up to which every one reads the codes by tables
 _TABLE_BYTES = 200 << 10
-_GROUPS = 4096  # groups of rows whose best lower bounds make a threshold
-_CHUNK = 1 << 14  # rows decoded at a time, which stay in the second-level cache
+_GROUPS = 32 * _PROCESSORS  # groups of rows whose best lower bounds make a threshold
+_CHUNK = 1 << 14  # rows decoded at a time for many queries, which stay in the second-level cache
+_LONG_CHUNK = 1 << 17  # and for few, to fill the device
+_MANY = 2048
+_TIGHTEN = 8  # share of the rows after which thresholds are raised
 _SAMPLE = 1 << 15  # rows that a threshold is taken from
 _MOST_SAMPLED = 1 << 21
 _SAMPLE_BYTES = 1 << 29
 _ROOM = 4096  # candidates a query that one block sorts
 _DENSE_BYTES = 1 << 30
-_PROCESSORS = 132
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +102,7 @@ def search(
         else:
             counts, found = _multiply(layout, rows, own, k, room, length)
         found_d, found_i = distances[part], labels[part]
-        _finish(layout, rows, own, constant, counts, found, found_d, found_i)
+        _finish(layout, rows, own, constant, counts, found, found_d, found_i, k)
         for i in torch.nonzero(counts > room).flatten().tolist():
             d, names = _ranked(layout, rows, own[i], constant[i], k)
             found_d[i, : len(d)], found_i[i, : len(d)] = d, names
@@ -144,7 +147,7 @@ def _scan(
     # Sums of `nibbles` entries, each of a few products, in float32.
     error = (q.abs() @ layout.reach) * ((nibbles + 64) * 2.0**-24 * 1.01)
     blocks = -(-rows.n // LANES)
-    per_group = max(1, blocks // max(_GROUPS, 8 * k))
+    per_group = max(1, -(-blocks // max(_GROUPS, 8 * k)))
     groups = -(-blocks // per_group)
     upper = torch.empty(nq, rows.n, device=q.device)
     best = torch.empty(nq, groups, device=q.device)
@@ -179,7 +182,7 @@ class _Halves:
             self.scale[count:] = 0
         _kernel("half_rows")(
             (-(-count // LANES),),
-            (256,),
+            (min(512, self.y.shape[1] // 2),),
             (
                 self._layout.argument(),
                 self._rows.argument(),
@@ -219,11 +222,22 @@ def _multiply(
     threshold = torch.full((padded,), torch.inf, device=q.device)
     threshold[:nq] = _sample_threshold(layout, rows, half[:nq], gain, error, k)
     gain, error = _padded(gain, padded), _padded(error, padded)
-    chunk = min(_CHUNK, -(-rows.n // BLOCK_ROWS) * BLOCK_ROWS)
+    chunk = min(_CHUNK if nq > _MANY else _LONG_CHUNK, -(-rows.n // BLOCK_ROWS) * BLOCK_ROWS)
     halves = _Halves(layout, rows, chunk)
+    bits = torch.empty(padded, chunk // 32, dtype=torch.int32, device=q.device)
+    tightened = nq <= _MANY or k > room
     for first in range(0, rows.n, chunk):
         halves.decode(first, 1, min(chunk, rows.n - first))
-        filter_rows(half, halves.y, halves.scale, halves.high, gain, error, threshold, counts, found, first)
+        filter_rows(half, halves.y, halves.scale, halves.high, gain, error, threshold, bits)
+        total = nq * bits.shape[1]
+        _kernel("collect_bits")(
+            (min(16 * _PROCESSORS, -(-total // 256)),),
+            (256,),
+            (bits, bits.shape[1], Long(total), first, room, counts, found),
+        )
+        if not tightened and (first + chunk) * _TIGHTEN >= rows.n:
+            _finish(layout, rows, q, None, counts, found, None, None, k, threshold)
+            tightened = True
     return counts[:nq], found[:nq]
 
 
@@ -246,10 +260,14 @@ def _sample_threshold(
     step = max(1, _SAMPLE_BYTES // (4 * count))
     for start in range(0, len(half), step):
         part = slice(start, start + step)
-        low = torch.mm(half[part], halves.y.T, out_dtype=torch.float32)
-        low.mul_(gain[part, None]).mul_(halves.scale).add_(halves.low)
-        low.sub_(error[part, None] * halves.scale.abs())
-        parts.append(_threshold(low.view(len(low), group, -1).amax(dim=1), k))
+        products = torch.mm(half[part], halves.y.T, out_dtype=torch.float32)
+        best = torch.empty(len(products), count // group, device=half.device)
+        _kernel("group_best")(
+            (len(products),),
+            (256,),
+            (products, count, count // group, gain[part], error[part], halves.scale, halves.low, best),
+        )
+        parts.append(_threshold(best, k))
     return torch.cat(parts)
 
 
@@ -257,13 +275,15 @@ def _finish(
     layout: CodeLayout,
     rows: DeviceRows,
     q: torch.Tensor,
-    constants: torch.Tensor,
+    constants: torch.Tensor | None,
     counts: torch.Tensor,
     found: torch.Tensor,
-    distances: torch.Tensor,
-    labels: torch.Tensor,
+    distances: torch.Tensor | None,
+    labels: torch.Tensor | None,
+    k: int,
+    threshold: torch.Tensor | None = None,
 ) -> None:
-    """Exact scores of the candidates, and the k best of them in order."""
+    """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th."""
     room = found.shape[1]
     warps = 8 if layout.words <= 512 else 2
     shared = 16 * room + 4 * layout.d + 4 * warps * layout.words
@@ -280,9 +300,10 @@ def _finish(
             found,
             room,
             room,
-            distances.shape[1],
+            k,
             distances,
             labels,
+            threshold,
         ),
         shared=shared,
     )
