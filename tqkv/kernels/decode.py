@@ -148,9 +148,7 @@ def decode_attention(
     ]
     sizes = (heads, kv_heads, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
     factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
-    problem = _Problem(
-        *(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors
-    )
+    problem = _Problem(*(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors)
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
         kernel((pairs, parts), (_WARPS[head_dim] * 32,), (problem,), shared)
@@ -237,12 +235,20 @@ def _check(
     for name, tensor, dtype, shape in expected:
         if tensor is None:
             continue
-        whole = tensor.stride(-1) == 1 if name.startswith("extra_") else tensor.is_contiguous()
+        whole = _in_pieces(tensor) if name in ("extra_k", "extra_v") else tensor.is_contiguous()
         if (tensor.dtype, tuple(tensor.shape), tensor.device) != (dtype, shape, q.device) or not whole:
             raise ValueError(
                 f"{name} must be {dtype} {list(shape)} on {q.device} and contiguous, got {tensor.dtype} "
                 f"{list(tensor.shape)} on {tensor.device} with strides {tensor.stride()}"
             )
+
+
+def _in_pieces(states: torch.Tensor) -> bool:
+    """Whether every lane's part of a state [..., head_dim] lies at a multiple of its size, at most 16 bytes."""
+    size = states.element_size()
+    piece = min(16, states.shape[-1] // 32 * size)
+    strides = states.stride()
+    return strides[-1] == 1 and all(n * size % piece == 0 for n in (states.storage_offset(), *strides[:-1]))
 
 
 def _splits(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
