@@ -18,7 +18,10 @@ class Code:
     def scannable(self) -> bool: ...
 
 class Stored:
-    """Rows to search: either `blocks` or `rows`, one array per scalar, optional ids and mask."""
+    """Rows to search: either `blocks` or `rows`, one array per scalar, optional ids and mask.
+
+    With `positions`, `search` returns row numbers, and ids only order equal scores.
+    """
 
     blocks: NDArray[np.uint32] | None
     rows: NDArray[np.uint8] | None
@@ -28,6 +31,7 @@ class Stored:
     ids: NDArray[np.int64] | None
     mask: NDArray[np.uint8] | None
     n: int
+    positions: bool
 
 class Int64Map:
     """Map from keys >= 0 to values; -1 stands for a missing key."""
@@ -69,6 +73,15 @@ def search(
     stored: Stored,
     q: NDArray[np.float32],
     constants: NDArray[np.float64],
+    k: int,
+    threads: int = 0,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
+def rescore(
+    code: Code,
+    stored: Stored,
+    q: NDArray[np.float32],
+    constants: NDArray[np.float64],
+    candidates: NDArray[np.int64],
     k: int,
     threads: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...

@@ -7,7 +7,7 @@ import numpy as np
 from tqcore import _core
 from tqcore.quantizer import Quantizer
 
-__all__ = ["METRICS", "range_search", "search"]
+__all__ = ["METRICS", "range_search", "rescore", "search"]
 
 METRICS = ("l2", "ip", "cosine")
 
@@ -23,6 +23,7 @@ def search(
     n: int,
     ids: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    positions: bool = False,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows of every query under the exact scores of their codes.
@@ -47,6 +48,8 @@ def search(
         int64 [>= n]; by default the row number.
     mask : ndarray, optional
         uint8 [ceil(n / 8)]: bit i % 8 of byte i // 8 admits row i.
+    positions : bool
+        Return row numbers in I; ids then only order equal scores.
     threads : int
         0 takes the default.
 
@@ -58,7 +61,35 @@ def search(
         int64 [nq, k]; equal scores by smaller id; padded with -1.
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
+    stored.positions = positions
     return _core.search(quantizer.core, stored, *quantizer.query(q, metric, threads), k, threads)
+
+
+def rescore(
+    quantizer: Quantizer,
+    codes: np.ndarray,
+    scalars: np.ndarray,
+    q: np.ndarray,
+    candidates: np.ndarray,
+    k: int,
+    *,
+    metric: str,
+    n: int,
+    ids: np.ndarray | None = None,
+    threads: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k best of each query's candidates under the exact scores of these codes.
+
+    Parameters are those of `search`, and `candidates`, int64 [nq, m]: rows, none twice for one query, or -1 for
+    none. Returns D and I as `search` does.
+
+    Raises
+    ------
+    ValueError
+        For a candidate that is not a row.
+    """
+    stored = _stored(quantizer, codes, scalars, n, ids, None, metric)
+    return _core.rescore(quantizer.core, stored, *quantizer.query(q, metric, threads), candidates, k, threads)
 
 
 def range_search(

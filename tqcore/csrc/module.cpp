@@ -213,6 +213,7 @@ struct Stored {
     Optional<int64_t> ids;
     Optional<uint8_t> mask;
     int64_t n = 0;
+    bool positions = false;
 
     tq::Rows rows(const tq::Code& code) const {
         check(n >= 0 && blocks.has_value() != packed.has_value(), "give either blocks or rows");
@@ -232,7 +233,8 @@ struct Stored {
                 column(squared_norm, n, "squared_norm: length must be at least n"),
                 column(ids, n, "ids: length must be at least n"),
                 column(mask, (n + 7) / 8, "mask: needs one bit a row"),
-                n};
+                n,
+                positions};
     }
 };
 
@@ -252,6 +254,24 @@ nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>&
     {
         nb::gil_scoped_release release;
         tq::search(rows, queries, k, distances.data, ids.data, threads_or_default(threads));
+    }
+    return nb::make_tuple(distances.take(), ids.take());
+}
+
+nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const In<double, 1>& constants,
+                  const In<int64_t, 2>& candidates, int64_t k, int threads) {
+    check(k >= 1, "k: must be at least 1");
+    const tq::Rows rows = stored.rows(code);
+    const tq::Queries queries = queries_of(code, q, constants);
+    check(candidates.shape(0) == q.shape(0), "candidates: one row a query");
+    for (size_t i = 0; i < candidates.size(); ++i)
+        check(candidates.data()[i] >= -1 && candidates.data()[i] < rows.n, "candidates: must be from -1 to n - 1");
+    Array<float> distances({q.shape(0), (size_t)k});
+    Array<int64_t> ids({q.shape(0), (size_t)k});
+    {
+        nb::gil_scoped_release release;
+        tq::rescore(rows, queries, candidates.data(), (int64_t)candidates.shape(1), k, distances.data, ids.data,
+                    threads_or_default(threads));
     }
     return nb::make_tuple(distances.take(), ids.take());
 }
@@ -325,7 +345,8 @@ NB_MODULE(_core, m) {
         .def_rw("squared_norm", &Stored::squared_norm, nb::arg().none())
         .def_rw("ids", &Stored::ids, nb::arg().none())
         .def_rw("mask", &Stored::mask, nb::arg().none())
-        .def_rw("n", &Stored::n);
+        .def_rw("n", &Stored::n)
+        .def_rw("positions", &Stored::positions);
     nb::class_<tq::Int64Map>(m, "Int64Map")
         .def(nb::init<>())
         .def("get", &map_get, "keys"_a)
@@ -354,6 +375,7 @@ NB_MODULE(_core, m) {
     m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
     m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a, "k"_a, "threads"_a = 0);
+    m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a, "candidates"_a, "k"_a, "threads"_a = 0);
     m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a, "radius"_a, "threads"_a = 0);
     m.def("simd_level", [] { return std::string(tq::kernels()->name); });
     m.def("simd_reason", [] { return std::string(tq::simd_reason()); });

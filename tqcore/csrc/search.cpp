@@ -17,6 +17,7 @@ constexpr size_t kChunkBytes = 192 * 1024;       // codes that stay in the secon
 constexpr int64_t kFirstChunk = 8;               // blocks
 constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
 constexpr int64_t kWorkPerThread = 6 << 20;      // code bytes times queries worth starting a thread for
+constexpr int64_t kRescoredPerThread = 1 << 18;  // the same for rows scored one by one
 
 // The exact score that orders results: <q, x_hat>, minus half the squared norm for l2.
 class Scorer {
@@ -264,7 +265,7 @@ struct RangeSink : Sink {
     std::vector<std::vector<int64_t>> kept;
 };
 
-struct Scored { double score; int64_t id; };
+struct Scored { double score; int64_t id, row; };
 
 bool better(const Scored& a, const Scored& b) { return a.score != b.score ? a.score > b.score : a.id < b.id; }
 
@@ -277,7 +278,7 @@ float distance(const Rows& rows, const Queries& queries, int64_t query, double s
 std::vector<Scored> score_all(Scorer& scorer, const Rows& rows, const std::vector<int64_t>& candidates) {
     std::vector<Scored> out;
     out.reserve(candidates.size());
-    for (const int64_t row : candidates) out.push_back({scorer(row), rows.ids ? rows.ids[row] : row});
+    for (const int64_t row : candidates) out.push_back({scorer(row), rows.ids ? rows.ids[row] : row, row});
     return out;
 }
 
@@ -314,10 +315,39 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
             std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
             for (size_t r = 0; r < n; ++r) {
                 distances[(first + i) * k + (int64_t)r] = distance(rows, queries, first + i, scored[r].score);
-                ids[(first + i) * k + (int64_t)r] = scored[r].id;
+                ids[(first + i) * k + (int64_t)r] = rows.positions ? scored[r].row : scored[r].id;
             }
         }
         for (int64_t t = 0; t < s.slices; ++t) sinks[(size_t)(g * s.slices + t)].reset();
+    });
+}
+
+void rescore(const Rows& rows, const Queries& queries, const int64_t* candidates, int64_t width, int64_t k,
+             float* distances, int64_t* ids, int threads) {
+    std::fill(ids, ids + queries.n * k, (int64_t)-1);
+    std::fill(distances, distances + queries.n * k, rows.squared_norm ? FLT_MAX : -FLT_MAX);
+    const int size = rows.code->query_size();
+    const int64_t share = 16, tasks = (queries.n + share - 1) / share;
+    const int64_t work = width * (int64_t)rows.code->code_size * queries.n / kRescoredPerThread + 1;
+    parallel_for(tasks, (int)std::min<int64_t>(threads, work), [&](int64_t task) {
+        Scorer scorer(rows);
+        std::vector<int64_t> chosen;
+        for (int64_t i = task * share; i < std::min(queries.n, (task + 1) * share); ++i) {
+            chosen.clear();
+            for (int64_t c = 0; c < width; ++c)
+                if (candidates[i * width + c] >= 0) chosen.push_back(candidates[i * width + c]);
+            if (chosen.empty()) continue;
+            Tables tables;
+            if (rows.code->scannable()) tables.build_exact(*rows.code, queries.q + i * size);
+            scorer.set_query(queries.q + i * size, rows.code->scannable() ? tables.exact() : nullptr);
+            std::vector<Scored> scored = score_all(scorer, rows, chosen);
+            const size_t n = std::min<size_t>((size_t)k, scored.size());
+            std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
+            for (size_t r = 0; r < n; ++r) {
+                distances[i * k + (int64_t)r] = distance(rows, queries, i, scored[r].score);
+                ids[i * k + (int64_t)r] = scored[r].id;
+            }
+        }
     });
 }
 

@@ -14,6 +14,7 @@ struct Rows {
     const int64_t* ids;            // [n], or null: the row number
     const uint8_t* mask;           // one bit a row, or null
     int64_t n;
+    bool positions = false;        // search returns row numbers; ids only order equal scores
 };
 
 struct Queries {
@@ -24,6 +25,10 @@ struct Queries {
 
 // distances, ids [queries.n][k], best first, equal scores by smaller id; -1 where there are fewer than k rows.
 void search(const Rows& rows, const Queries& queries, int64_t k, float* distances, int64_t* ids, int threads);
+
+// The same among candidates [queries.n][width], rows or -1 for none, no row twice for one query.
+void rescore(const Rows& rows, const Queries& queries, const int64_t* candidates, int64_t width, int64_t k,
+             float* distances, int64_t* ids, int threads);
 
 struct Hit { float distance; int64_t id; };
 std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& queries, float radius, int threads);

@@ -4,7 +4,7 @@ import numpy as np
 
 from tqcore.reference.rotation import dot, norm
 
-__all__ = ["range_search", "scale", "score", "search"]
+__all__ = ["range_search", "rescore", "scale", "score", "search"]
 
 _WORST = np.finfo(np.float32).max
 
@@ -91,6 +91,18 @@ def search(scores, k, metric, ids=None, mask=None):
         count = min(k, len(best))
         distances[row, :count], labels[row, :count] = best[:count], names[:count]
     return distances, labels
+
+
+def rescore(scores, candidates, k, metric, ids=None):
+    """Best `k` of the rows `candidates`, int64 [nq, m] with -1 for none, of each query: D and I as for `search`."""
+    results = []
+    for row, chosen in zip(scores, candidates, strict=True):
+        mask = np.zeros(scores.shape[1], dtype=bool)
+        mask[chosen[chosen >= 0]] = True
+        results.append(search(row[None], k, metric, ids, mask))
+    if not results:
+        return search(scores, k, metric, ids)
+    return tuple(np.concatenate(part) for part in zip(*results, strict=True))
 
 
 def range_search(scores, radius, metric, ids=None, mask=None):
