@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Collection:
 
     pads = False  # whether `search` takes any k and any number of queries
     device = "cpu"
+    finer: Quantizer | None = None  # of a second code, which results are ordered by
 
     def __init__(
         self, quantizer: Quantizer, storage: CodeStorage | None = None, id_map: IdMap | None = None
@@ -50,6 +51,51 @@ class Collection:
     def nbytes(self) -> int:
         """Bytes of memory held."""
         return self.storage.nbytes() + self.id_map.nbytes()
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of packed code of a vector."""
+        return self.quantizer.code_size
+
+    @property
+    def n_scalars(self) -> int:
+        """float32 scalars of a vector."""
+        return self.quantizer.n_scalars
+
+    @property
+    def refine_factor(self) -> int | None:
+        """Candidates for each result; None without a finer code."""
+        return None
+
+    def set_refine_factor(self, factor: int) -> None:
+        """Take `factor` candidates for each result; ValueError without a finer code."""
+        raise ValueError(f"refine_factor needs an index made with refine_bits, got {factor} for one without")
+
+    def parts(self) -> list[tuple[Quantizer, CodeStorage]]:
+        """Return each quantizer and what it made."""
+        return [(self.quantizer, self.storage)]
+
+    def config(self) -> dict[str, Any]:
+        """Return the configuration of the quantizer, and the rate of the finer one if there is one."""
+        return self.quantizer.config() | ({"refine_bits": self.finer.bits} if self.finer else {})
+
+    def same_as(self, other: Collection) -> bool:
+        """Whether both make the same codes of a vector."""
+        mine, theirs = self.finer, other.finer
+        finer = mine is theirs is None or bool(mine and theirs and mine.same_as(theirs))
+        return finer and self.quantizer.same_as(other.quantizer)
+
+    def replanned(self, plan: Callable[[Quantizer], Quantizer]) -> Collection:
+        """Return an empty collection, with the ids of this one, whose quantizer is what `plan` returns for its own."""
+        return self.fresh(plan(self.quantizer), self.id_map)
+
+    def encode(self, vectors: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return codes uint8 [m, code_size] and scalars float32 [m, n_scalars]."""
+        return self.quantizer.encode(vectors, threads=threads)
+
+    def decode_rows(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
+        """Return the vectors, float32 [m, d], of codes and scalars as from `encode`."""
+        return self.quantizer.decode(codes, scalars)
 
     def fresh(self, quantizer: Quantizer, id_map: IdMap | None = None) -> Collection:
         """Return an empty collection on the same device."""
@@ -74,7 +120,7 @@ class Collection:
     def add(self, vectors: np.ndarray, ids: np.ndarray | None, threads: int) -> None:
         """Encode float32 [m, d] and append under `ids`, int64 [m], or under the next positions for None."""
         encoded = (
-            self.quantizer.encode(vectors[first : first + _CHUNK_ROWS], threads=threads)
+            self.encode(vectors[first : first + _CHUNK_ROWS], threads)
             for first in range(0, len(vectors), _CHUNK_ROWS)
         )
         self._append(len(vectors), encoded, ids)
@@ -145,8 +191,17 @@ class Collection:
         self.storage.n = start
 
 
-def collection_on(device: str, quantizer: Quantizer, id_map: IdMap | None = None) -> Collection:
-    """Return an empty collection on "cpu" or a CUDA device."""
+def collection_on(
+    device: str, quantizer: Quantizer, id_map: IdMap | None = None, refine_bits: Any = None
+) -> Collection:
+    """Return an empty collection on "cpu" or a CUDA device, with a finer code beside the first for `refine_bits`."""
+    if refine_bits is not None:
+        from .refinement import RefinedCollection, refinement_of
+
+        finer = refinement_of(quantizer, refine_bits)
+        if device != "cpu":
+            raise ValueError(f'refine_bits needs device="cpu", got device={device!r}')
+        return RefinedCollection(quantizer, finer, id_map=id_map)
     if device == "cpu":
         return Collection(quantizer, id_map=id_map)
     from .cuda import DeviceCollection

@@ -31,23 +31,29 @@ class SearchParameters:
         allows every vector.
     threads : int, optional
         Threads of this search; 0 takes TQ_THREADS or all cores, None what the index was made with.
+    refine_factor : int, optional
+        Candidates for each result, at least 1, of an index with `refine_bits`; None takes that of the index.
     """
 
     sel: Any = None
     threads: int | None = None
+    refine_factor: int | None = None
 
 
-def search_parameters(params: Any, threads: int) -> tuple[Any, int]:
-    """Return (selector or None, threads) for a `params` argument and the thread count of the index."""
+def search_parameters(params: Any, threads: int) -> tuple[Any, int, int | None]:
+    """Return (selector or None, threads, refine_factor or None) for `params` and the thread count of the index."""
     if isinstance(params, SearchParameters):
         if params.threads is not None:
             threads = check_integer(params.threads, "params.threads", 0)
-        return params.sel, threads
+        factor = params.refine_factor
+        if factor is not None:
+            factor = check_integer(factor, "params.refine_factor", 1)
+        return params.sel, threads, factor
     if _is_faiss(params) and not _is_selector(params):
         if not hasattr(params, "sel"):
             raise TypeError(f"params must be {_SELECTORS}, got faiss.{type(params).__name__}")
-        return _member(params, "sel"), threads
-    return params, threads
+        return _member(params, "sel"), threads, None
+    return params, threads, None
 
 
 def select(selector: Any, id_map: IdMap, name: str) -> np.ndarray:

@@ -14,8 +14,11 @@ All integers are little-endian.
 
 Sections: plan, float32, the arrays of the calibrated plan in the order of `Plan.arrays`, present only for one;
 codes, uint8 [ntotal, code_size]; scalars, float32 [n_scalars, ntotal]; ids, int64 [ntotal], present
-only where some id is not its position. `checksums` holds the CRC-32 of each section present, as eight
-hexadecimal digits.
+only where some id is not its position. An index with a finer code has the header field refinement (bits, plan and
+factor: its rate, its plan and the candidates for each result) and, before ids, the sections refinement_plan,
+refinement_codes and refinement_scalars, which are to the finer code what plan, codes and scalars are to the first;
+its quantizer differs from the first in bits and plan alone. `checksums` holds the CRC-32 of each section
+present, as eight hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +37,18 @@ from tqcore.quantizer import Quantizer
 
 from .planning import PLANS
 
-__all__ = ["Header", "IndexFileError", "pack_header", "parse_header", "quantizer_options"]
+__all__ = [
+    "PREFIXES",
+    "Header",
+    "IndexFileError",
+    "StoredCode",
+    "pack_header",
+    "parse_header",
+    "quantizer_options",
+    "section_names",
+]
+
+PREFIXES = ("", "refinement_")  # of the sections of each code
 
 MAGIC = b"\x93TQANN\r\n"
 VERSION = 1
@@ -53,19 +68,11 @@ def quantizer_options(metric: str) -> dict[str, bool]:
 
 
 @dataclass(frozen=True)
-class Header:
-    """Everything in an index file but its sections.
-
-    `quantizer` is without its plan, of which `plan` is the description; `checksums` maps section names to CRC-32.
-    """
+class StoredCode:
+    """One of the codes in a file: `quantizer` is without its plan, of which `plan` is the description."""
 
     quantizer: Quantizer
     plan: dict[str, Any] | None
-    planning: dict[str, Any]
-    metric: str
-    ntotal: int
-    next_id: int
-    checksums: dict[str, int]
 
     @property
     def code_size(self) -> int:
@@ -76,17 +83,33 @@ class Header:
 
     @property
     def plan_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the arrays in the section `plan`, in file order."""
+        """Shapes of the arrays in the section of the plan, in file order."""
         return {} if self.plan is None else Plan.shapes(self.quantizer.d, self.plan)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything in an index file but its sections.
+
+    `codes` are the first code and, if there is one, the finer one, which `refine_factor` belongs to; `checksums` maps
+    section names to CRC-32.
+    """
+
+    codes: tuple[StoredCode, ...]
+    planning: dict[str, Any]
+    metric: str
+    ntotal: int
+    next_id: int
+    checksums: dict[str, int]
+    refine_factor: int | None = None
 
     def sections(self, end: int) -> dict[str, tuple[int, int]]:
         """Return name -> (offset, bytes) of each section in file order, for a header that ends at `end`."""
-        sizes = {
-            "plan": 4 * sum(math.prod(shape) for shape in self.plan_shapes.values()),
-            "codes": self.ntotal * self.code_size,
-            "scalars": self.ntotal * self.quantizer.n_scalars * 4,
-            "ids": self.ntotal * 8,
-        }
+        sizes = {"ids": self.ntotal * 8}
+        for prefix, code in zip(PREFIXES, self.codes, strict=False):
+            sizes[prefix + "plan"] = 4 * sum(math.prod(shape) for shape in code.plan_shapes.values())
+            sizes[prefix + "codes"] = self.ntotal * code.code_size
+            sizes[prefix + "scalars"] = self.ntotal * code.quantizer.n_scalars * 4
         places = {}
         for name in self.checksums:
             offset = -(-end // _ALIGN) * _ALIGN
@@ -97,14 +120,21 @@ class Header:
 
 def pack_header(header: Header) -> bytes:
     """Return the prefix and the JSON header; its length does not depend on the values of the checksums."""
+    first, *finer = header.codes
     fields = {
-        "quantizer": header.quantizer.config() | {"plan": header.plan},
+        "quantizer": first.quantizer.config() | {"plan": first.plan},
         "planning": header.planning,
         "metric": header.metric,
         "ntotal": header.ntotal,
         "next_id": header.next_id,
         "checksums": {name: f"{value:08x}" for name, value in header.checksums.items()},
     }
+    for code in finer:
+        fields["refinement"] = {
+            "bits": code.quantizer.bits,
+            "plan": code.plan,
+            "factor": header.refine_factor,
+        }
     text = json.dumps(fields, allow_nan=False).encode("ascii")
     start = struct.pack("<8sII", MAGIC, VERSION, len(text))
     return start + struct.pack("<II", zlib.crc32(text, zlib.crc32(start)), 0) + text
@@ -143,7 +173,9 @@ def _validated(text: bytes) -> Header:
         raise IndexFileError(f"header is not JSON: {error}") from error
     _require(isinstance(fields, dict), "header must be an object", fields)
     names = {"quantizer", "planning", "metric", "ntotal", "next_id", "checksums"}
-    _require(fields.keys() == names, f"header fields must be {sorted(names)}", sorted(fields))
+    _require(
+        fields.keys() - {"refinement"} == names, f"header fields must be {sorted(names)}", sorted(fields)
+    )
     metric, ntotal, next_id = fields["metric"], fields["ntotal"], fields["next_id"]
     _require(metric in ("l2", "ip", "cosine"), "metric must be l2, ip or cosine", metric)
     _require(type(ntotal) is int and 0 <= ntotal <= _INT64_MAX, "ntotal must be an integer >= 0", ntotal)
@@ -151,9 +183,27 @@ def _validated(text: bytes) -> Header:
         type(next_id) is int and 0 <= next_id <= _INT64_MAX + 1, "next_id must be an integer >= 0", next_id
     )
     _require(next_id >= ntotal, f"next_id must be at least ntotal, {ntotal}", next_id)
-    quantizer, plan = _quantizer(fields["quantizer"], metric)
-    checksums = _checksums(fields["checksums"], plan is not None)
-    return Header(quantizer, plan, _planning(fields["planning"]), metric, ntotal, next_id, checksums)
+    codes, factor = (_quantizer(fields["quantizer"], metric),), None
+    if "refinement" in fields:
+        finer, factor = _refinement(fields["refinement"], fields["quantizer"], metric)
+        codes = (*codes, finer)
+    checksums = _checksums(fields["checksums"], codes)
+    return Header(codes, _planning(fields["planning"]), metric, ntotal, next_id, checksums, factor)
+
+
+def _refinement(fields: Any, first: dict[str, Any], metric: str) -> tuple[StoredCode, int]:
+    _require(
+        isinstance(fields, dict) and fields.keys() == {"bits", "plan", "factor"}, "unknown refinement", fields
+    )
+    bits, factor = fields["bits"], fields["factor"]
+    _require(first["code"] == "chain", "refinement needs the code chain", first["code"])
+    _require(
+        type(bits) is float and bits > first["bits"], f"refinement.bits must be above {first['bits']}", bits
+    )
+    _require(
+        type(factor) is int and 1 <= factor <= _INT64_MAX, "refinement.factor must be an integer >= 1", factor
+    )
+    return _quantizer(first | {"bits": bits, "plan": fields["plan"]}, metric), factor
 
 
 def _planning(fields: Any) -> dict[str, Any]:
@@ -171,7 +221,7 @@ def _planning(fields: Any) -> dict[str, Any]:
     return fields
 
 
-def _quantizer(config: Any, metric: str) -> tuple[Quantizer, dict[str, Any] | None]:
+def _quantizer(config: Any, metric: str) -> StoredCode:
     _require(isinstance(config, dict), "quantizer must be an object", config)
     d = config.get("d")
     _require(type(d) is int and 8 <= d <= MAX_D, f"quantizer.d must be an integer from 8 to {MAX_D}", d)
@@ -191,12 +241,20 @@ def _quantizer(config: Any, metric: str) -> tuple[Quantizer, dict[str, Any] | No
     # Written out once more it must be the same, so that no unknown or mistyped field passes unseen.
     same = json.dumps(quantizer.config(), sort_keys=True) == json.dumps(oblivious, sort_keys=True)
     _require(same and "plan" in config, f"quantizer must be as written, {quantizer.config()}", config)
-    return quantizer, plan
+    return StoredCode(quantizer, plan)
 
 
-def _checksums(fields: Any, planned: bool) -> dict[str, int]:
+def section_names(planned: Iterable[bool]) -> list[str]:
+    """Return the sections but ids, in file order, of codes that have plans or not."""
+    names = []
+    for prefix, plan in zip(PREFIXES, planned, strict=False):
+        names += [prefix + name for name in (["plan"] if plan else []) + ["codes", "scalars"]]
+    return names
+
+
+def _checksums(fields: Any, codes: tuple[StoredCode, ...]) -> dict[str, int]:
     _require(isinstance(fields, dict), "checksums must be an object", fields)
-    first = (["plan"] if planned else []) + ["codes", "scalars"]
+    first = section_names(code.plan is not None for code in codes)
     _require(list(fields) in (first, [*first, "ids"]), "unknown sections", list(fields))
     for name, text in fields.items():
         valid = isinstance(text, str) and len(text) == 8 and all(c in "0123456789abcdef" for c in text)

@@ -58,6 +58,10 @@ class TurboQuantIndex:
         "oblivious": the code depends on no data. "calibrated": the first batch added (or `calibrate`) gives mean and
         second moments, and bits go where they save most. "auto": the same if the first batch is large enough for it
         (`tqann.planning.auto_rows`: d / 2 vectors and at least 200), oblivious otherwise. For "chain" codes.
+    refine_bits : float, optional
+        Rate of a second, finer "chain" code of every vector, above `bits`. `search` then takes `refine_factor` times k
+        candidates by the first code and orders them by the second, by which distances, `range_search` and
+        reconstructions go. For device "cpu".
     device : str
         "cpu", or "cuda" ("cuda:1", ...) for "chain" codes with the Hadamard rotation: codes then lie on the device,
         CUDA tensors are taken there and searched without a copy to the host, and their results are tensors.
@@ -83,6 +87,7 @@ class TurboQuantIndex:
         scale: str | None = None,
         sketch: str = "orthogonal",
         plan: str = "oblivious",
+        refine_bits: float | None = None,
         device: str = "cpu",
         threads: int = 0,
     ) -> None:
@@ -107,7 +112,9 @@ class TurboQuantIndex:
         )
         if plan != "oblivious":
             quantizer.check_plannable()
-        self._assemble(collection_on(device, quantizer), metric, Planner(plan), threads)
+        self._assemble(
+            collection_on(device, quantizer, refine_bits=refine_bits), metric, Planner(plan), threads
+        )
 
     def _assemble(self, vectors: Collection, metric: str, planner: Planner, threads: int) -> None:
         self._vectors = vectors
@@ -139,6 +146,20 @@ class TurboQuantIndex:
         return self.quantizer.bits
 
     @property
+    def refine_bits(self) -> float | None:
+        """Bits per dimension of the finer code; None without one."""
+        return self._vectors.finer.bits if self._vectors.finer else None
+
+    @property
+    def refine_factor(self) -> int | None:
+        """Candidates by the first code for each result of `search`, 10 unless set; None without a finer code."""
+        return self._vectors.refine_factor
+
+    @refine_factor.setter
+    def refine_factor(self, factor: int) -> None:
+        self._vectors.set_refine_factor(check_integer(factor, "refine_factor", 1))
+
+    @property
     def ntotal(self) -> int:
         """Number of vectors held."""
         return len(self._vectors)
@@ -161,7 +182,7 @@ class TurboQuantIndex:
     @property
     def code_size(self) -> int:
         """Bytes per vector, the float32 scalars beside the packed code included."""
-        return self.quantizer.code_size + 4 * self.quantizer.n_scalars
+        return self._vectors.code_size + 4 * self._vectors.n_scalars
 
     @property
     def quantizer(self) -> Quantizer:
@@ -195,9 +216,10 @@ class TurboQuantIndex:
         return self.ntotal
 
     def __repr__(self) -> str:
+        refined = f", refine_bits={self.refine_bits:g}" if self.refine_bits else ""
         return (
             f"TurboQuantIndex(d={self.d}, bits={self.bits:g}, metric={self._metric!r}, "
-            f"code={self.quantizer.code!r}, ntotal={self.ntotal}, code_size={self.code_size})"
+            f"code={self.quantizer.code!r}{refined}, ntotal={self.ntotal}, code_size={self.code_size})"
         )
 
     def train(self, x: Any) -> None:
@@ -222,7 +244,7 @@ class TurboQuantIndex:
         if asked is not None and not len(asked):
             raise ValueError("queries must have at least 1 vector, got none")
         self.quantizer.check_plannable()
-        self._replan(self._planner.calibrated(self.quantizer, vectors, asked))
+        self._replan(vectors, asked)
 
     def add(self, x: Any) -> None:
         """Add vectors [n, d] under the next ids: 0, 1, 2, ..., past every id ever in the index."""
@@ -237,10 +259,9 @@ class TurboQuantIndex:
     def _add(self, vectors: np.ndarray, ids: np.ndarray | None) -> None:
         planless = self._planner.mode == "oblivious" and self.plan is None
         seen = vectors if planless else self._vectors.host(vectors)
-        quantizer = self._planner.before_add(self.quantizer, seen, not self.ntotal)
         before = self._vectors
-        if quantizer is not self.quantizer:
-            self._replan(quantizer)
+        if self._planner.due(self.quantizer, seen, not self.ntotal):
+            self._replan(seen, None)
         try:
             self._vectors.add(vectors, ids, self.threads)
         except BaseException:
@@ -248,8 +269,8 @@ class TurboQuantIndex:
             raise
         self._planner.observe(self.quantizer, seen)
 
-    def _replan(self, quantizer: Quantizer) -> None:
-        self._vectors = self._vectors.fresh(quantizer, self._id_map)
+    def _replan(self, sample: np.ndarray, queries: np.ndarray | None) -> None:
+        self._vectors = self._vectors.replanned(lambda q: self._planner.calibrated(q, sample, queries))
 
     def search(self, x: Any, k: int, *, params: Any = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the k best vectors for each query.
@@ -377,10 +398,10 @@ class TurboQuantIndex:
             raise TypeError(f"other must be a TurboQuantIndex, got {type(other).__name__}")
         if other is self:
             raise ValueError("other must be another index, got the index itself")
-        if other._metric != self._metric or not other.quantizer.same_as(self.quantizer):
+        if other._metric != self._metric or not other._vectors.same_as(self._vectors):
             raise ValueError(
-                f"other must have the same metric, code and plan: {self._metric}, {self.quantizer.config()}, "
-                f"got {other._metric}, {other.quantizer.config()}"
+                f"other must have the same metric, code and plan: {self._metric}, {self._vectors.config()}, "
+                f"got {other._metric}, {other._vectors.config()}"
             )
         add_id = check_integer(add_id, "add_id", -(2**63))
         if other._id_map.sequential and not add_id:
@@ -401,18 +422,16 @@ class TurboQuantIndex:
 
     def sa_encode(self, x: Any) -> np.ndarray:
         """Return vectors [n, d] as uint8 [n, code_size]: packed code, then float32 scalars, little-endian."""
-        codes, scalars = self.quantizer.encode(check_vectors(x, "x", self.d), threads=self.threads)
+        codes, scalars = self._vectors.encode(check_vectors(x, "x", self.d), self.threads)
         return np.concatenate([codes, np.ascontiguousarray(scalars, dtype="<f4").view(np.uint8)], axis=1)
 
     def sa_decode(self, codes: Any) -> np.ndarray:
         """Return the vectors, float32 [n, d], of rows of `sa_encode`."""
-        return self.quantizer.decode(
-            *check_codes(codes, "codes", self.quantizer.code_size, self.quantizer.n_scalars)
-        )
+        return self._vectors.decode_rows(*self._checked_codes(codes))
 
     def add_sa_codes(self, codes: Any, ids: Any = None) -> None:
         """Add rows of `sa_encode` of an equally configured index, as `add_with_ids` does, or as `add`."""
-        packed, scalars = check_codes(codes, "codes", self.quantizer.code_size, self.quantizer.n_scalars)
+        packed, scalars = self._checked_codes(codes)
         count = len(packed)
         new = self._id_map.fresh(count) if ids is None else self._new_ids(ids, count)
         self._vectors.add_codes(packed, scalars, new)
@@ -436,7 +455,7 @@ class TurboQuantIndex:
         check_device(device)
         if device in (self.device, self.device.partition(":")[0]):
             return self
-        vectors = collection_on(device, self.quantizer, self._id_map.copy())
+        vectors = collection_on(device, self.quantizer, self._id_map.copy(), self.refine_bits)
         vectors.take_rows(self._vectors)
         return self._from_collection(vectors, self._metric, self._planner.copy(), self.threads)
 
@@ -457,15 +476,23 @@ class TurboQuantIndex:
     def _id_map(self) -> IdMap:
         return self._vectors.id_map
 
+    def _checked_codes(self, codes: Any) -> tuple[np.ndarray, np.ndarray]:
+        return check_codes(codes, "codes", self._vectors.code_size, self._vectors.n_scalars)
+
     def _new_ids(self, ids: Any, n: int) -> np.ndarray:
         checked = check_ids(ids, "ids", n)
         self._id_map.check_absent(checked, "ids")
         return checked
 
     def _options(self, params: Any) -> dict[str, Any]:
-        selector, threads = search_parameters(params, self.threads)
+        selector, threads, factor = search_parameters(params, self.threads)
         mask = None if selector is None else bitset(select(selector, self._id_map, "params"))
-        return {"metric": self._metric, "mask": mask, "threads": threads}
+        options = {"metric": self._metric, "mask": mask, "threads": threads}
+        if factor is None:
+            return options
+        if self.refine_bits is None:
+            raise ValueError(f"params.refine_factor needs an index made with refine_bits, got {factor}")
+        return options | {"refine_factor": factor}
 
 
 def _unpickle(data: bytes, threads: int) -> TurboQuantIndex:

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 
 from tqcore.plan import Plan
+from tqcore.quantizer import Quantizer
 
 from .collection import Collection
-from .format import Header, IndexFileError, pack_header, parse_header
+from .format import PREFIXES, Header, IndexFileError, StoredCode, pack_header, parse_header, section_names
 from .id_map import IdMap
 from .index import TurboQuantIndex
 from .planning import Planner
+from .refinement import PairedStorage, RefinedCollection
 from .storage import CodeStorage
 
 __all__ = ["from_bytes", "read_index", "to_bytes", "write_index"]
@@ -112,28 +114,26 @@ class _Descriptor:
 
 def _write(index: TurboQuantIndex, file: Any) -> None:
     index = index.to("cpu")
-    storage, ids = index._vectors.storage, index._vectors.id_map.stored
-    plan, planner = index.quantizer.plan, index._planner
-    names = (["plan"] if plan else []) + ["codes", "scalars"] + (["ids"] if ids is not None else [])
-    checksums = dict.fromkeys(names, 0)
+    parts, ids = index._vectors.parts(), index._vectors.id_map.stored
+    planner = index._planner
+    names = section_names(quantizer.plan is not None for quantizer, _ in parts)
+    checksums = dict.fromkeys(names + (["ids"] if ids is not None else []), 0)
     header = Header(
-        index.quantizer.with_plan(None) if plan else index.quantizer,
-        plan.describe() if plan else None,
+        tuple(_described(quantizer) for quantizer, _ in parts),
         {"mode": planner.mode, "error": planner.error, "baseline": planner.baseline},
         index.metric,
-        storage.n,
+        index.ntotal,
         index._vectors.id_map.next_id,
         checksums,
+        index.refine_factor,
     )
     end = len(pack_header(header))
     file.write(bytes(end))
-    arrays = plan.arrays().values() if plan else ()
-    data = {
-        "plan": (np.ascontiguousarray(array, dtype="<f4") for array in arrays),
-        "codes": _code_chunks(storage),
-        "scalars": _scalar_chunks(storage),
-        "ids": iter((ids,)),
-    }
+    data: dict[str, Iterator[Any]] = {"ids": iter((ids,))}
+    for prefix, (quantizer, storage) in zip(PREFIXES, parts, strict=False):
+        data[prefix + "plan"] = _plan_arrays(quantizer)
+        data[prefix + "codes"] = _code_chunks(storage)
+        data[prefix + "scalars"] = _scalar_chunks(storage)
     for name, (offset, size) in header.sections(end).items():
         file.write(bytes(offset - end))
         checksum = 0
@@ -145,6 +145,16 @@ def _write(index: TurboQuantIndex, file: Any) -> None:
     # The header comes last: before it is written the file does not even begin like an index.
     file.seek(0)
     file.write(pack_header(header))
+
+
+def _described(quantizer: Quantizer) -> StoredCode:
+    plan = quantizer.plan
+    return StoredCode(quantizer.with_plan(None), plan.describe()) if plan else StoredCode(quantizer, None)
+
+
+def _plan_arrays(quantizer: Quantizer) -> Iterator[np.ndarray]:
+    for array in quantizer.plan.arrays().values() if quantizer.plan else ():
+        yield np.ascontiguousarray(array, dtype="<f4")
 
 
 def _chunk_rows(code_size: int) -> int:
@@ -164,24 +174,28 @@ def _scalar_chunks(storage: CodeStorage) -> Iterator[np.ndarray]:
 
 def _read(file: Any, size: int) -> TurboQuantIndex:
     header, places = parse_header(file, size)
-    n, n_scalars = header.ntotal, header.quantizer.n_scalars
-    storage = CodeStorage(header.code_size, n_scalars)
-    storage.reserve(n)
+    n, storages = header.ntotal, {}
+    for prefix, code in zip(PREFIXES, header.codes, strict=False):
+        storages[prefix + "codes"] = storage = CodeStorage(code.code_size, code.quantizer.n_scalars)
+        storage.reserve(n)
     end = file.tell()
     sections = {}
     for name, (offset, length) in places.items():
         _check_padding(_exactly(file, offset - end))
-        if name == "codes":
-            checksum = _read_codes(file, storage, n)
+        if name in storages:
+            checksum = _read_codes(file, storages[name], n)
         else:
             sections[name] = _exactly(file, length)
             checksum = zlib.crc32(sections[name])
         _compare(name, checksum, header)
         end = offset + length
-    storage.scalars[:, :n] = np.frombuffer(sections["scalars"], dtype="<f4").reshape(n_scalars, n)
-    storage.n = n
+    for prefix, storage in zip(PREFIXES, storages.values(), strict=False):
+        scalars = np.frombuffer(sections[prefix + "scalars"], dtype="<f4")
+        storage.scalars[:, :n] = scalars.reshape(-1, n) if n else 0
+        storage.n = n
     ids = np.frombuffer(sections["ids"], dtype="<i8") if "ids" in sections else None
-    return _checked(header, storage, ids, np.frombuffer(sections.get("plan", b""), dtype="<f4"))
+    plans = [np.frombuffer(sections.get(prefix + "plan", b""), dtype="<f4") for prefix in PREFIXES]
+    return _checked(header, list(storages.values()), ids, plans)
 
 
 def _read_codes(file: Any, storage: CodeStorage, n: int) -> int:
@@ -199,30 +213,32 @@ def _map(file: Any, size: int, verify: bool) -> TurboQuantIndex:
     end = file.tell()
     data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
     parts = {name: data[offset : offset + length] for name, (offset, length) in places.items()}
-    n, n_scalars = header.ntotal, header.quantizer.n_scalars
-    storage = CodeStorage(
-        header.code_size,
-        n_scalars,
-        parts["codes"].reshape(n, header.code_size),
-        parts["scalars"].view("<f4").reshape(n_scalars, n),
-    )
-    plan = parts["plan"].view("<f4") if "plan" in parts else np.zeros(0, np.float32)
+    storages = [
+        CodeStorage(
+            code.code_size,
+            code.quantizer.n_scalars,
+            parts[prefix + "codes"].reshape(header.ntotal, code.code_size),
+            parts[prefix + "scalars"].view("<f4").reshape(code.quantizer.n_scalars, header.ntotal),
+        )
+        for prefix, code in zip(PREFIXES, header.codes, strict=False)
+    ]
+    plans = [parts.get(prefix + "plan", data[:0]).view("<f4") for prefix in PREFIXES]
     ids = parts["ids"].view("<i8") if "ids" in parts else None
     if not verify:
-        return _assembled(header, storage, ids, plan)
+        return _assembled(header, storages, ids, plans)
     for name, (offset, length) in places.items():
         _check_padding(data[end:offset])
         _compare(name, zlib.crc32(parts[name]), header)
         end = offset + length
-    return _checked(header, storage, ids, plan)
+    return _checked(header, storages, ids, plans)
 
 
 def _checked(
-    header: Header, storage: CodeStorage, ids: np.ndarray | None, plan: np.ndarray
+    header: Header, storages: list[CodeStorage], ids: np.ndarray | None, plans: list[np.ndarray]
 ) -> TurboQuantIndex:
-    if not np.isfinite(plan).all():
+    if not all(np.isfinite(plan).all() for plan in plans):
         raise IndexFileError("plan must be finite, got NaN or infinity")
-    if not np.isfinite(storage.scalars[:, : storage.n]).all():
+    if not all(np.isfinite(storage.scalars[:, : storage.n]).all() for storage in storages):
         raise IndexFileError("scalars must be finite, got NaN or infinity")
     if ids is not None:
         ordered = np.sort(ids)
@@ -232,22 +248,32 @@ def _checked(
             raise IndexFileError(
                 f"ids must be unique and from 0 to next_id - 1 = {header.next_id - 1}, but some are not"
             )
-    return _assembled(header, storage, ids, plan)
+    return _assembled(header, storages, ids, plans)
 
 
 def _assembled(
-    header: Header, storage: CodeStorage, ids: np.ndarray | None, plan: np.ndarray
+    header: Header, storages: list[CodeStorage], ids: np.ndarray | None, plans: list[np.ndarray]
 ) -> TurboQuantIndex:
-    quantizer = header.quantizer
-    if header.plan is not None:
-        arrays, first = {}, 0
-        for name, shape in header.plan_shapes.items():
-            last = first + math.prod(shape)
-            arrays[name], first = plan[first:last].reshape(shape), last
-        described = Plan.from_description(header.plan, quantizer.seed, quantizer.memory, arrays)
-        quantizer = quantizer.with_plan(described)
-    vectors = Collection(quantizer, storage, IdMap(storage.n, ids, header.next_id))
+    quantizers = [_planned(code, plan) for code, plan in zip(header.codes, plans, strict=False)]
+    id_map = IdMap(header.ntotal, ids, header.next_id)
+    if header.refine_factor is None:
+        vectors = Collection(quantizers[0], storages[0], id_map)
+    else:
+        vectors = RefinedCollection(
+            quantizers[0], quantizers[1], PairedStorage(*storages), id_map, header.refine_factor
+        )
     return TurboQuantIndex._from_collection(vectors, header.metric, Planner(**header.planning))
+
+
+def _planned(code: StoredCode, plan: np.ndarray) -> Quantizer:
+    quantizer = code.quantizer
+    if code.plan is None:
+        return quantizer
+    arrays, first = {}, 0
+    for name, shape in code.plan_shapes.items():
+        last = first + math.prod(shape)
+        arrays[name], first = plan[first:last].reshape(shape), last
+    return quantizer.with_plan(Plan.from_description(code.plan, quantizer.seed, quantizer.memory, arrays))
 
 
 def _exactly(file: Any, length: int) -> bytes:

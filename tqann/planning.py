@@ -73,17 +73,17 @@ class Planner:
         )
         return quantizer.with_plan(plan)
 
-    def before_add(self, quantizer: Quantizer, vectors: np.ndarray, empty: bool) -> Quantizer:
-        """Return the quantizer to add `vectors` float32 [n, d] with: a calibrated one if it is time for that."""
+    def due(self, quantizer: Quantizer, vectors: np.ndarray, empty: bool) -> bool:
+        """Whether it is time to calibrate, on `vectors` float32 [n, d], before they are added."""
         if self.mode == "oblivious" or quantizer.plan is not None or not empty or not len(vectors):
-            return quantizer
+            return False
         if self.mode == "auto" and len(vectors) < auto_rows(quantizer.d):
-            return quantizer
+            return False
         if len(vectors) < 2:
             raise ValueError(
                 "x must have at least 2 vectors to calibrate on, or call calibrate() before; got 1"
             )
-        return self.calibrated(quantizer, vectors, None)
+        return True
 
     def observe(self, quantizer: Quantizer, vectors: np.ndarray) -> None:
         """Look at one added vector in 16 and warn once when the plan does harm."""

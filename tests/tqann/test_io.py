@@ -111,11 +111,11 @@ def test_layout_of_version_1(index, metric, vectors):
     assert header["checksums"]["scalars"] == f"{zlib.crc32(data[start:]):08x}"
 
 
-@pytest.fixture(scope="module")
-def small():
-    """Bytes of a small index with every section."""
+@pytest.fixture(scope="module", params=[None, 6])
+def small(request):
+    """Bytes of a small index with ids, without and with a finer code."""
     x = np.random.default_rng(5).standard_normal((9, 8)).astype(np.float32)
-    index = TurboQuantIndex(8, 4)
+    index = TurboQuantIndex(8, 4, refine_bits=request.param)
     index.add_with_ids(x, np.arange(9) * 1001)
     return to_bytes(index)
 

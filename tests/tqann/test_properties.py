@@ -28,12 +28,18 @@ KINDS = [
     ("ip", 3, "prod"),
 ]
 
+REFINED = [("l2", 1, 4), ("ip", 0.5, 2), ("cosine", 1, 3)]  # metric, bits, refine_bits
+
 members = st.lists(st.integers(0, len(POOL) - 1), max_size=20)
 
 
 def table(index):
     """float64 [nq, pool]: distances of the queries to the decoded pool, by the definitions alone."""
-    codes = index.sa_encode(POOL)
+    return scores_of(index, index.sa_encode(POOL))
+
+
+def scores_of(index, codes):
+    """The same for rows of `sa_encode`; the squared norm of the finer code, if there is one, comes last."""
     decoded = index.sa_decode(codes).astype(np.float64)
     q = QUERIES.astype(np.float64)
     if index.metric == "cosine":
@@ -52,13 +58,24 @@ def test_the_pool_has_no_close_calls(metric, bits, code):
     assert np.diff(scores, axis=1).min() > 1e-4
 
 
+@pytest.mark.parametrize(("metric", "bits", "finer"), REFINED)
+def test_the_pool_has_no_close_calls_by_either_code(metric, bits, finer):
+    for index in (
+        TurboQuantIndex(D, bits, metric),
+        TurboQuantIndex(D, bits, metric, refine_bits=finer),
+    ):
+        assert np.diff(np.sort(table(index), axis=1)).min() > 1e-5
+
+
 class Operations(RuleBasedStateMachine):
     """`content` maps each id to its member of the pool; `next_id` is what `add` must give next."""
 
     @initialize(kind=st.sampled_from(KINDS))
     def start(self, kind):
-        metric, bits, code = kind
-        self.make = lambda: TurboQuantIndex(D, bits, metric, code=code)
+        self.begin(*kind)
+
+    def begin(self, metric, bits, code, **options):
+        self.make = lambda: TurboQuantIndex(D, bits, metric, code=code, **options)
         self.index = self.make()
         self.table = table(self.index)
         scores = np.sort(self.table, axis=None)
@@ -156,6 +173,9 @@ class Operations(RuleBasedStateMachine):
             (sign * self.table[row, member], i) for i, member in self.content.items() if i in allowed
         )
 
+    def best(self, row, allowed, k):
+        return self.expected(row, allowed)[:k]
+
     def draw_filter(self, data):
         kind = data.draw(st.sampled_from(["none", "ids", "mask"]))
         if kind == "none":
@@ -173,7 +193,7 @@ class Operations(RuleBasedStateMachine):
         distances, labels = self.index.search(QUERIES, k, params=params)
         sign = 1 if self.index.metric == "l2" else -1
         for row in range(len(QUERIES)):
-            best = self.expected(row, allowed)[:k]
+            best = self.best(row, allowed, k)
             assert labels[row].tolist() == [i for _, i in best] + [-1] * (k - len(best))
             values = [sign * s for s, _ in best] + [sign * WORST] * (k - len(best))
             np.testing.assert_allclose(distances[row], values, rtol=1e-4, atol=1e-4)
@@ -200,8 +220,36 @@ class Operations(RuleBasedStateMachine):
             np.testing.assert_array_equal(self.index.reconstruct_batch(ids), self.decoded[members])
 
 
+class RefinedOperations(Operations):
+    """The same with a finer code: the first one, whose scores are `coarse`, chooses the candidates."""
+
+    @initialize(kind=st.sampled_from(REFINED), factor=st.integers(1, 4))
+    def start(self, kind, factor):
+        metric, bits, finer = kind
+        self.begin(metric, bits, "chain", refine_bits=finer)
+        self.coarse = table(TurboQuantIndex(D, bits, metric))
+        self.factor = factor
+        self.index.refine_factor = factor
+
+    def best(self, row, allowed, k):
+        sign = 1 if self.index.metric == "l2" else -1
+        ordered = sorted((sign * self.coarse[row, m], i) for i, m in self.content.items() if i in allowed)
+        wanted = min(self.factor * min(k, len(self.content)), len(self.content))
+        return self.expected(row, {i for _, i in ordered[:wanted]})[:k]
+
+    @rule(factor=st.integers(1, 4))
+    def set_factor(self, factor):
+        self.factor = self.index.refine_factor = factor
+
+    @invariant()
+    def keeps_the_factor(self):
+        if hasattr(self, "index"):
+            assert self.index.refine_factor == self.factor
+
+
 TestOperations = Operations.TestCase
-TestOperations.settings = settings(
+TestRefinedOperations = RefinedOperations.TestCase
+TestOperations.settings = TestRefinedOperations.settings = settings(
     max_examples=60,
     stateful_step_count=25,
     deadline=None,
