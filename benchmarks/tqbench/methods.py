@@ -90,6 +90,8 @@ _ALL = (
     _ours("chain-m3", "tqann chain, memory 3", CHAIN_BITS, code="chain", memory=3),
     _ours("calibrated", "tqann calibrated", CHAIN_BITS, "base", plan="calibrated"),
     _ours("calibrated-m3", "tqann calibrated, memory 3", CHAIN_BITS, "base", plan="calibrated", memory=3),
+    # One bit finds candidates, the width named orders them; bytes are those of both codes.
+    _ours("refined", "tqann 1 bit, refined", (2, 3, 4, 5, 6, 8), "base", plan="calibrated", first_bits=1),
     _ours("mse-scale", "tqann mse + scale", _WHOLE, code="mse", scale="unbiased"),
     _ours("mse", "tqann mse (paper)", _WHOLE, code="mse", scale="norm"),
     _ours("prod", "tqann prod (paper, orthogonal)", _WHOLE, code="prod", sketch="orthogonal"),
@@ -131,6 +133,7 @@ ON_REQUEST = frozenset(
         "pq-held-out",
         "prod-gaussian",
         "calibrated-m3",
+        "refined",
         "turbovec-full",
         *(name for name in METHODS if name.endswith("-raw")),
     }

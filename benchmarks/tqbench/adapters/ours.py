@@ -14,11 +14,18 @@ __all__ = ["OurIndex"]
 
 
 class OurIndex:
-    """Our index; ids are positions until a caller names them. Only a calibrated plan uses `train`."""
+    """Our index; ids are positions until a caller names them. Only a calibrated plan uses `train`.
+
+    With `first_bits`, a code of that rate finds candidates, and one of `bits` beside it orders them.
+    """
 
     threads_can_change = True
 
-    def __init__(self, d: int, bits: float, metric: str, **options: Any) -> None:
+    def __init__(
+        self, d: int, bits: float, metric: str, first_bits: float | None = None, **options: Any
+    ) -> None:
+        if first_bits is not None:
+            bits, options["refine_bits"] = first_bits, bits
         self.planned = options.get("plan") == "calibrated"
         try:
             self.index = TurboQuantIndex(d, bits, metric, **options)
