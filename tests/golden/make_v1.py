@@ -35,6 +35,11 @@ def indexes():
     index.calibrate(x * np.arange(D, 0, -1, dtype=np.float32))
     index.add(x * np.arange(D, 0, -1, dtype=np.float32))
     yield "ip_plan", index
+    index = TurboQuantIndex(D, 1, "l2", seed=5, refine_bits=4)
+    index.refine_factor = 3
+    index.calibrate(x * np.arange(D, 0, -1, dtype=np.float32))
+    index.add_with_ids(x * np.arange(D, 0, -1, dtype=np.float32), np.arange(35) * 5)
+    yield "l2_refined", index
 
 
 if __name__ == "__main__":

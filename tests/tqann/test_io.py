@@ -319,7 +319,9 @@ def test_an_unreadable_stream_is_an_error(index):
         _read(Short(data), len(data))
 
 
-@pytest.mark.parametrize("name", ["l2_chain", "ip_mse_ids", "cosine_prod", "l2_chain_m3_haar", "ip_plan"])
+@pytest.mark.parametrize(
+    "name", ["l2_chain", "ip_mse_ids", "cosine_prod", "l2_chain_m3_haar", "ip_plan", "l2_refined"]
+)
 @pytest.mark.parametrize("mmap", [False, True])
 def test_golden_files(name, mmap):
     index = read_index(GOLDEN / f"v1_{name}.tqann", mmap=mmap, verify=True)
