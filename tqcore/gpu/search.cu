@@ -150,6 +150,27 @@ extern "C" __global__ void group_best(const float* products, int count, int grou
     }
 }
 
+// Where a dimension's nibbles and tables lie, for words in rows of 33.
+struct Place {
+    __device__ __forceinline__ Place(const Code& code, int4 at) : table(code.tables + at.w * 48) {
+        const int j[3] = {at.x, at.y, at.z};
+        for (int o = 0; o < 3; ++o) {
+            used[o] = j[o] >= 0;
+            word[o] = (max(j[o], 0) >> 3) * 33;
+            shift[o] = 4 * (max(j[o], 0) & 7);
+        }
+    }
+    __device__ __forceinline__ float decoded(const u32* words) const {
+        float v = __ldg(table + (words[word[0]] >> shift[0] & 15));
+        if (used[1]) v = __fadd_rn(v, __ldg(table + 16 + (words[word[1]] >> shift[1] & 15)));
+        if (used[2]) v = __fadd_rn(v, __ldg(table + 32 + (words[word[2]] >> shift[2] & 15)));
+        return v;
+    }
+    const float* table;
+    int word[3], shift[3];
+    bool used[3];
+};
+
 // Rows first, first + step, ... as float16 [count][stride], zero past D, with their scale and bounds of their bias.
 extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, int count, int stride, u16* out,
                                      float* scale, float* high, float* low) {
@@ -171,12 +192,14 @@ extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, 
     __syncthreads();
     const int many = min(32, count - base);
     for (int i = 2 * threadIdx.x; i < stride; i += 2 * blockDim.x) {
-        const int4 none = {0, -1, -1, 0}, a = i < code.d ? code.dims[i] : none, b = i + 1 < code.d ? code.dims[i + 1] : none;
+        const int4 a = code.dims[min(i, code.d - 1)], b = code.dims[min(i + 1, code.d - 1)];
+        const Place first_place(code, a), second_place(code, b);
+        const u32 keep = (i < code.d ? 0xffffu : 0u) | (i + 1 < code.d ? 0xffff0000u : 0u);
+        u16* to = out + (i64)base * stride + i;
 #pragma unroll 4
-        for (int r = 0; r < many; ++r) {
-            const u32 x = i < code.d ? half_bits(decoded(code, a, words + r, 33)) : 0;
-            const u32 y = i + 1 < code.d ? half_bits(decoded(code, b, words + r, 33)) : 0;
-            *(u32*)(out + (i64)(base + r) * stride + i) = x | y << 16;
+        for (int r = 0; r < many; ++r, to += stride) {
+            const u32 x = half_bits(first_place.decoded(words + r)), y = half_bits(second_place.decoded(words + r));
+            *(u32*)to = (x | y << 16) & keep;
         }
     }
 }
@@ -234,7 +257,7 @@ __device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { retur
 
 // Scores candidates exactly and writes the k best of each query, or, where there is a threshold, raises it to the k-th
 // score; a block a query, `size` a power of two.
-extern "C" __global__ void __launch_bounds__(256) finish(Code code, Rows rows, const float* q, const double* constants,
+extern "C" __global__ void __launch_bounds__(1024) finish(Code code, Rows rows, const float* q, const double* constants,
                                                          const i64* ids, const int* counts, const int* found, int room,
                                                          int size, int k, float* distances, i64* labels,
                                                          float* threshold) {

@@ -286,6 +286,8 @@ def _finish(
     """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th."""
     room = found.shape[1]
     warps = 8 if layout.words <= 512 else 2
+    if len(q) <= 2 * _PROCESSORS and layout.words <= 256:
+        warps = 32  # few blocks: more warps of each
     shared = 16 * room + 4 * layout.d + 4 * warps * layout.words
     _kernel("finish")(
         (len(q),),
