@@ -1,4 +1,4 @@
-// Decode attention over bfloat16 keys and values with the work shared as in tqkv/kernels/decode.cu: the baseline that
+// Decode attention over bfloat16 keys and values with the work shared as in tqkv/kernels: the baseline that
 // differs from the packed kernel in what it reads alone. One query a head, groups of up to 8, tokens a multiple of 16.
 // Compiled with HEAD_DIM and WARPS.
 

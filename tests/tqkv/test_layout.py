@@ -128,7 +128,7 @@ def words_of(j, p, q):
 @pytest.mark.parametrize("bits", RATES)
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_lanes_rebuild_every_state(d, bits, code):
-    """Lane by lane as in decode.cu: the nibbles of a lane, and what each word of the tables adds to which dimension."""
+    """As in decode_tiles.cu: the nibbles of a lane, and what each word of the tables adds to which dimension."""
     if code == "mse" and bits not in (2.0, 4.0):
         pytest.skip("mse at this rate is no nibble table")
     p, q = CHAIN_RATES[bits]

@@ -1,4 +1,4 @@
-"""Decode attention that reads packed keys and values: the CUDA kernel of ``decode.cu`` on torch tensors."""
+"""Decode attention that reads packed keys and values: the CUDA kernel of ``decode*.cu`` on torch tensors."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _STEP = 32  # tokens that a warp takes at a time
 _WARPS = {64: 12, 128: 12, 256: 8}
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
+_SOURCES = ("decode_basis", "decode_tiles", "decode_packed", "decode_extra", "decode")  # compiled as one
 # Members of the kernel's argument, in order.
 _POINTERS = (
     *("q", "key_codes", "value_codes", "key_scales", "value_scales", "key_tables", "value_tables"),
@@ -61,7 +62,7 @@ class PackedStates:
 
 
 class _Problem(ctypes.Structure):
-    """``Problem`` of decode.cu."""
+    """``Problem`` of decode_packed.cu."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
@@ -304,7 +305,8 @@ def _kernel(
         "STATE": state,
         "WARPS": warps,
     }
-    source = files("tqkv").joinpath("kernels/decode.cu").read_text()
+    folder = files("tqkv").joinpath("kernels")
+    source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
     # Tables; then rotated queries and their fragments, or the sums of the warps, of padded pitch.
     queries = 40 * 256 + _QUERIES * head_dim * 4
