@@ -2,8 +2,8 @@ import math
 
 import pytest
 import torch
-from packed import moved, random_problem
 
+from packed import moved, random_problem
 from tqkv.kernels import reference
 from tqkv.kernels.decode import PackedStates, decode_attention
 
