@@ -1,21 +1,15 @@
 """Times of the index on one CUDA device beside torch's bf16 product, with recall, as a JSON record.
 
-python benchmarks/gpu_index.py --n 1000000 --d 768 --bits 4 --output record.json
+python benchmarks/gpu_index.py --n 1000000 --d 768 --bits 4 --out benchmarks/results
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from tqann import TurboQuantIndex
@@ -38,7 +32,8 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--baseline", action="store_true", help="time torch's bf16 product and topk as well")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--out", help="folder of the record")
+    parser.add_argument("--name", default="gpu-index")
     return parser.parse_args()
 
 
@@ -153,28 +148,20 @@ def baseline(options: argparse.Namespace, queries: torch.Tensor) -> list[dict[st
 def main() -> None:
     options = parse()
     results = measure(options)
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    record = {
-        "commit": commit,
-        "command": " ".join(["python", *sys.argv]),
-        "device": torch.cuda.get_device_name(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-        },
-        "options": {k: v for k, v in vars(options).items() if k != "output"},
-        "data": "independent N(0, 1) coordinates, drawn on the device",
-        "results": results,
-    }
-    if options.output:
-        options.output.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    print({k: v for k, v in results.items() if k != "search"})
+    if options.out:
+        from tqbench.records import new_record, write_record
+
+        settings = {key: value for key, value in vars(options).items() if key not in ("out", "name")}
+        gpu = torch.cuda.get_device_properties(0)
+        device = {"name": gpu.name, "multiprocessors": gpu.multi_processor_count, "torch": torch.__version__}
+        print(
+            write_record(
+                new_record("gpu-index", settings=settings, device=device, results=results),
+                options.out,
+                options.name,
+            )
+        )
+    print({key: value for key, value in results.items() if key != "search"})
 
 
 if __name__ == "__main__":

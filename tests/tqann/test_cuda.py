@@ -69,6 +69,12 @@ def test_many_rows_and_large_k(nq: int) -> None:
         _same(cpu.search(q, k), gpu.search(q, k))
 
 
+def test_thresholds_raised_on_the_way() -> None:
+    cpu, gpu = _pair(150_000, 64, 2, metric="l2")
+    q = _data(3000, 64, 1)
+    _same(cpu.search(q, 10), gpu.search(q, 10))
+
+
 @pytest.mark.parametrize("nq", [2, 20])
 def test_ties_beyond_the_room_for_candidates(nq: int) -> None:
     x = np.repeat(_data(3, 32), 5000, axis=0)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tqcore.chain import chain_tables, nibble_tables
-from tqcore.codebook import lloyd_max
+from tqcore.chain import chain_tables
 from tqcore.config import CHAIN_RATES, chain_layout
 from tqcore.quantizer import Quantizer
 
@@ -44,14 +43,14 @@ class CodeLayout:
     Parameters
     ----------
     quantizer : Quantizer
-        Of code "chain", or "mse" at 1, 2 or 4 bits.
+        Of code "chain".
     device : torch.device
         A CUDA device.
 
     Raises
     ------
     ValueError
-        For other codes, and for rows of more than `MAX_WORDS` words.
+        For rows of more than `MAX_WORDS` words.
     """
 
     def __init__(self, quantizer: Quantizer, device: torch.device) -> None:
@@ -81,15 +80,7 @@ def _described(quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray, list[tuple
         segments = [(s.dims, s.bits) for s in quantizer.plan.segments]
     dims, tables, first, rows = [], [], 0, 0
     for d, bits in segments:
-        if quantizer.code == "chain":
-            table, (p, q) = chain_tables(bits, quantizer.memory), CHAIN_RATES[bits]
-        elif quantizer.code == "mse" and bits in (1, 2, 4):
-            table, p, q = nibble_tables(lloyd_max(d, int(bits))), 1, int(4 // bits)
-        else:
-            raise ValueError(
-                "device 'cuda' takes code='chain', and code='mse' at 1, 2 and 4 bits; "
-                f"got {quantizer.code!r} at {bits:g} bits"
-            )
+        table, (p, q) = chain_tables(bits, quantizer.memory), CHAIN_RATES[bits]
         count, memory = chain_layout(d, p, q), table.shape[1]
         i = np.arange(d)
         own = np.full((d, 4), -1, np.int32)
