@@ -10,14 +10,6 @@ typedef long long i64;
 #define FORBIDDEN (1 << 29)
 #define STEP_BYTES (MEMORY == 3 ? 128 : 8)  // back pointers of a nibble
 
-struct Tables {
-    const float* values;   // [Q][MEMORY][16]
-    const float* linear;   // the same times -2 S
-    const int* squares;    // per kind of nibble: m = 2 [n0][20], m = 3 [n0][n2 / 4][n1][4]
-    const int* kinds;      // [Q][CLOSING + 1]
-    int n_kinds;
-};
-
 __device__ __forceinline__ int first_dim(int j) { return (int)(((i64)j * Q + P - 1) / P); }
 
 // Linear term of nibble j for this lane's value.
@@ -142,6 +134,7 @@ __device__ __forceinline__ float decoded(const float* values, Words nibble, int 
     return v;
 }
 
+// squares: per kind of nibble, m = 2 [n0][20], m = 3 [n0][n2 / 4][n1][4]; kinds: [Q][CLOSING + 1] by phase and count.
 // y float32 [n, stride] -> codes uint8 [n, code_stride], dots float64 [n]. Groups of 16 lanes take rows in turn.
 extern "C" __global__ void encode(const float* y_all, i64 n, int d, int stride, int nibbles, const float* values_in,
                                   const float* linear_in, const int* squares_in, const int* kinds_in, int n_kinds,
