@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .device_tables import DEVICE_TABLES
 from .display import group_rows
 from .errors import BenchError
 from .records import read_record, read_records
@@ -148,6 +149,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recall": _recall,
     "standing": _standing,
     **SPEED_TABLES,
+    **{kind: made for kind, (_, made) in DEVICE_TABLES.items()},
 }
 
 
@@ -180,10 +182,16 @@ def render(name: str, results: Path) -> str:
     if not path.is_file():
         known = ", ".join(read_records(results)) or "none"
         raise BenchError(f"no record {record!r} for table {name!r}; {results.name} has {known}")
-    made_of, suite = read_record(path), "speed" if kind in SPEED_TABLES else "ann"
+    made_of, suite = read_record(path), _suite(kind)
     if made_of["suite"] != suite:
         raise BenchError(f"table {name!r} needs a record of {suite}, got one of {made_of['suite']}")
     return TABLES[kind](made_of)
+
+
+def _suite(kind: str) -> str:
+    if kind in DEVICE_TABLES:
+        return DEVICE_TABLES[kind][0]
+    return "speed" if kind in SPEED_TABLES else "ann"
 
 
 def update(text: str, results: Path) -> str:
