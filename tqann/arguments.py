@@ -90,8 +90,11 @@ def check_vectors(x: Any, name: str, d: int) -> np.ndarray:
         raise ValueError(f"{name} must be 2-dimensional, [n, {d}], got shape {array.shape}")
     if array.shape[1] != d:
         raise ValueError(f"{name} must have d = {d} columns, got shape {array.shape}")
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        vectors = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype == np.float32:
+        vectors = np.ascontiguousarray(array)
+    else:
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            vectors = np.ascontiguousarray(array, dtype=np.float32)
     # One pass finds NaN, infinities and overflow: any of them takes the squared norm out of float32.
     fits = _core.squared_norms(vectors) <= _LARGEST
     if not fits.all():
