@@ -13,7 +13,7 @@ def _distortion(record: dict[str, Any]) -> str:
     rows = {(r["bits"], r["code"]): r for r in record["results"]}
     lines = [
         "| bits | bits with scales | KL divergence, chain | KL, paper's code | ratio "
-        "| same first token, chain | paper's code |",
+        "| same top token, chain | paper's code |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for bits in sorted({bits for bits, _ in rows}):
