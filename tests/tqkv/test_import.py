@@ -9,7 +9,10 @@ import pytest
 
 
 def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    # Not from the checkout: what is installed is tested.
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=sys.prefix
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
