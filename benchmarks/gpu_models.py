@@ -1,0 +1,426 @@
+"""Decoding speed, memory and capacity of whole models of random weights, packed cache against bfloat16 ones.
+
+    python benchmarks/gpu_models.py --model qwen3.6-27b --cells 1x32768,8x65536 --out benchmarks/results
+
+A cell is a batch and a context. Its caches are filled with random codes, or random states, at once instead of by a
+prompt of that length; only the prompt of a few hundred tokens that sets the caches up is run. A step takes one token a
+row through the whole model. Methods:
+
+- dynamic: transformers' `DynamicCache`, run step by step as `generate` does.
+- static: transformers' `StaticCache`, a step captured in a CUDA graph.
+- flash, cudnn: bfloat16 states in memory allocated once, read by that backend of PyTorch's attention without a mask, a
+  step captured in a CUDA graph. The step puts its token always in the last place, so nothing is spent on anything else.
+- packed: `TurboQuantCache` of fixed capacity, a step captured in a CUDA graph; packed eager: the same without a graph.
+- packed growing: `TurboQuantCache` without a capacity, step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
+from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+
+from tqkv import TurboQuantCache
+
+_PROMPT = 256  # tokens that set a cache up
+_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+_METHODS = ("dynamic", "static", "flash", "cudnn", "packed", "packed eager", "packed growing")
+_QWEN3_8B = {
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+_QWEN36_27B = {
+    "vocab_size": 248320,
+    "hidden_size": 5120,
+    "intermediate_size": 17408,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 48,
+}
+_TINY = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
+_TINY_LINEAR = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2}
+_MODELS = {
+    "qwen3-8b": ("Qwen3ForCausalLM", "Qwen3Config", _QWEN3_8B, _TINY),
+    "qwen3.6-27b": (
+        "Qwen3_5ForCausalLM",
+        "Qwen3_5TextConfig",
+        _QWEN36_27B,
+        _TINY | _TINY_LINEAR | {"linear_num_value_heads": 4},
+    ),
+}
+
+
+class PlainLayer(DynamicLayer):
+    """Full-precision states [batch, heads, tokens, d] allocated once; a step puts its token in the last place."""
+
+    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Take these states, the last of which every step replaces."""
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """All states, the last of them new."""
+        keys, values = _states(self)
+        keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
+        return keys, values
+
+    def get_seq_length(self) -> int:
+        """Tokens before the new one."""
+        return _states(self)[0].shape[2] - 1
+
+
+@dataclass
+class Bench:
+    """A model, and what all measurements of it share.
+
+    Attributes
+    ----------
+    model : PreTrainedModel
+        In evaluation mode, on `device`.
+    bits : float
+        Rate of the packed caches.
+    steps : int
+        Steps whose median is a measurement.
+    """
+
+    model: PreTrainedModel
+    bits: float
+    steps: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.device
+
+    def forward(self, cache: Cache, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, 1, vocabulary] after tokens int64 [batch, n] at positions int64 [batch, n]."""
+        return self.model(token, position_ids=position, past_key_values=cache, logits_to_keep=1).logits
+
+    def prompt(self, cache: Cache, batch: int, tokens: int) -> None:
+        """Run a random prompt, so that every layer of the cache has its shapes and states."""
+        ids = torch.randint(2, self.model.config.vocab_size, (batch, tokens), device=self.device)
+        positions = torch.arange(tokens, device=self.device).expand(batch, -1)
+        self.forward(cache, ids, positions)
+
+    def attend_with(self, name: str) -> None:
+        """Choose the attention implementation."""
+        self.model.set_attn_implementation(name)
+
+    def packed_cache(self, batch: int, tokens: int, room: int | None) -> TurboQuantCache:
+        """A packed cache of random codes for `tokens`, of fixed capacity if there is `room` for further ones."""
+        self.attend_with("turboquant")
+        capacity = None if room is None else tokens + room
+        cache = TurboQuantCache(self.model.config, bits=self.bits, max_length=capacity)
+        self.prompt(cache, batch, _PROMPT)
+        for layer in cache.packed_layers:
+            view = layer.view()
+            packed = tokens - view.keys.shape[2]
+            for store in (layer.key_store, layer.value_store):
+                store.reserve(packed)
+                store.codes.random_(0, 256)
+                # Scales that leave the logits of random codes near the size of those of random states.
+                store.scalars.uniform_(0.5, 1.0)
+            keys, values = view.keys.clone(), view.values.clone()
+            if room is None:
+                layer.window.count = 0
+            layer._hold(keys, values, packed)
+        return cache
+
+    def plain_cache(self, kind: str, batch: int, tokens: int) -> Cache:
+        """A cache of random bfloat16 states: "dynamic" or "static", or any other name for `PlainLayer`."""
+        self.attend_with("sdpa")
+        config = self.model.config
+        if kind == "static":
+            cache: Cache = StaticCache(config=config, max_cache_len=tokens + 4 * self.steps)
+        else:
+            cache = DynamicCache(config=config)
+        self.prompt(cache, batch, _PROMPT)
+        for index, layer in enumerate(cache.layers):
+            if isinstance(layer, StaticLayer):
+                layer.keys.normal_()
+                layer.values.normal_()
+                layer.cumulative_length.fill_(tokens)
+            elif type(layer) is DynamicLayer:
+                states = [x.new_empty(batch, x.shape[1], tokens, x.shape[3]) for x in _states(layer)]
+                keys, values = (x.normal_() for x in states)
+                if kind == "dynamic":
+                    layer.keys, layer.values = keys, values
+                else:
+                    cache.layers[index] = held = PlainLayer()
+                    held.hold(keys, values)
+        return cache
+
+
+def _states(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
+    keys, values = layer.keys, layer.values
+    if keys is None or values is None:
+        raise RuntimeError("a layer holds no states yet")
+    return keys, values
+
+
+def random_model(name: str, tiny: bool, device: torch.device) -> PreTrainedModel:
+    """A model of random weights: bfloat16, made on the device; float32 if `tiny`."""
+    model_class, config_class, full_size, tiny_size = _MODELS[name]
+    config = getattr(transformers, config_class)(
+        **(tiny_size if tiny else full_size), max_position_embeddings=1 << 23, pad_token_id=None
+    )
+    with torch.device("meta"):
+        model = getattr(transformers, model_class)(config)
+    model = model.to(torch.float32 if tiny else torch.bfloat16).to_empty(device=device).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.02)
+        # Buffers that no checkpoint holds are computed when a module is made, so they are made again.
+        model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
+        for key, parameter in model.named_parameters():
+            if key.endswith("norm.weight") and name == "qwen3-8b":
+                parameter.fill_(1.0)
+    return model
+
+
+@contextlib.contextmanager
+def cell() -> Iterator[dict[str, Any]]:
+    """A row of results that says so where memory does not suffice or a method does not apply; memory is given back."""
+    row: dict[str, Any] = {}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield row
+    except torch.OutOfMemoryError:
+        row["skipped"] = "out of memory"
+    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        row["skipped"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
+    release()
+
+
+def release() -> None:
+    """Give unused memory back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(call: Callable[[], Any], steps: int, device: torch.device) -> float:
+    """Median time of a call, each waited for."""
+    times = []
+    for _ in range(steps + 2):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def decode_step(bench: Bench, method: str, batch: int, tokens: int, cache: Cache) -> Callable[[], Any]:
+    """One step on a filled cache: captured in a graph for the methods that say so, where there is a device."""
+    token = torch.randint(2, bench.model.config.vocab_size, (batch, 1), device=bench.device)
+    position = torch.full((batch, 1), tokens, device=bench.device)
+
+    def step() -> torch.Tensor:
+        backend = _BACKENDS.get(method) if bench.device.type == "cuda" else None
+        with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
+            return bench.forward(cache, token, position)
+
+    if method in ("dynamic", "packed eager", "packed growing") or bench.device.type != "cuda":
+        return step
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def speed(bench: Bench, method: str, batch: int, tokens: int) -> dict[str, Any]:
+    """Tokens per second of a method on a cell, and the bytes allocated beside the weights."""
+    with cell() as row:
+        before = torch.cuda.memory_allocated() if bench.device.type == "cuda" else 0
+        if method.startswith("packed"):
+            room = None if method == "packed growing" else 4 * bench.steps + 64
+            cache: Cache = bench.packed_cache(batch, tokens, room)
+        else:
+            cache = bench.plain_cache(method, batch, tokens)
+        if bench.device.type == "cuda":
+            row["cache_bytes"] = torch.cuda.memory_allocated() - before
+        step = decode_step(bench, method, batch, tokens, cache)
+        time_of_step = seconds(step, bench.steps, bench.device)
+        row |= {"ms": time_of_step * 1e3, "tokens_per_second": batch / time_of_step}
+        if isinstance(cache, TurboQuantCache) and cache.stats.fallback and bench.device.type == "cuda":
+            raise RuntimeError(f"{cache.stats.fallback} attention calls decoded their states")
+    return row
+
+
+def peaks(bench: Bench, tokens: int) -> dict[str, Any]:
+    """Peak bytes beside the weights, of a real prompt of `tokens` and of steps after it, with both growing caches."""
+    result = {}
+    for method in ("dynamic", "packed"):
+        with cell() as row:
+            bench.attend_with("sdpa" if method == "dynamic" else "turboquant")
+            config = bench.model.config
+            cache = (
+                DynamicCache(config=config)
+                if method == "dynamic"
+                else TurboQuantCache(config, bits=bench.bits)
+            )
+            weights = torch.cuda.memory_allocated()
+            start = time.perf_counter()
+            bench.prompt(cache, 1, tokens)
+            synchronize(bench.device)
+            row["prefill_seconds"] = time.perf_counter() - start
+            row["prefill_peak_bytes"] = torch.cuda.max_memory_allocated() - weights
+            torch.cuda.reset_peak_memory_stats()
+            step = decode_step(bench, "dynamic", 1, tokens, cache)
+            for _ in range(4):
+                step()
+            synchronize(bench.device)
+            row["decode_peak_bytes"] = torch.cuda.max_memory_allocated() - weights
+            row["held_bytes"] = torch.cuda.memory_allocated() - weights
+            if isinstance(cache, TurboQuantCache):
+                row["packed_layers"] = cache.memory()
+            cache = step = None  # the next method starts without it
+        result[method] = row
+    return result
+
+
+def capacity(bench: Bench, method: str, resolution: float) -> dict[str, Any]:
+    """The longest context of one row that a step runs on, found by halving."""
+    config = bench.model.config.get_text_config(decoder=True)
+    layers = sum(kind == "full_attention" for kind in config.layer_types)
+    share = bench.bits / 16 + 1 / config.head_dim if method == "packed" else 1.0
+    per_token = layers * 4 * config.num_key_value_heads * config.head_dim * share
+    free = torch.cuda.mem_get_info()[0]
+    low, high, tries = 0, int(free / per_token * 1.02), 0
+    context = int(free / per_token * 0.9)
+    while high - low > resolution * high and tries < 8:
+        tries += 1
+        with cell() as row:
+            if method == "packed":
+                cache: Any = bench.packed_cache(1, context, 64)
+            else:
+                cache = bench.plain_cache("flash", 1, context)
+            decode_step(bench, "packed eager", 1, context, cache)()
+            synchronize(bench.device)
+        cache = None
+        release()
+        if "skipped" in row and row["skipped"] != "out of memory":
+            return row
+        low, high = (low, context) if row else (context, high)
+        context = (low + high) // 2
+    return {"tokens": low, "does_not_fit": high, "bytes_free_before": free, "tries": tries}
+
+
+def main() -> None:
+    """Measure a model and, with --out, write a record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=sorted(_MODELS), default="qwen3-8b")
+    parser.add_argument(
+        "--cells", default="1x32768,8x32768", help="batch x context, comma-separated; may be empty"
+    )
+    parser.add_argument(
+        "--methods", default=",".join(_METHODS), help=f"comma-separated, of {', '.join(_METHODS)}"
+    )
+    parser.add_argument("--bits", type=float, default=3.5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--prompt", type=int, default=0, help="tokens of a real prompt whose peak memory is taken"
+    )
+    parser.add_argument("--capacity", action="store_true", help="find the longest context that fits")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU where there is no GPU")
+    parser.add_argument("--out", help="folder of the record")
+    parser.add_argument("--name", help="of the record; gpu-model-MODEL if not given")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type != "cuda" and not options.tiny:
+        parser.error("a whole model needs a CUDA device; --tiny runs without one")
+    methods = options.methods.split(",")
+    if unknown := sorted(set(methods) - set(_METHODS)):
+        parser.error(f"--methods must be of {', '.join(_METHODS)}, got {', '.join(unknown)}")
+    start = time.perf_counter()
+    bench = Bench(random_model(options.model, options.tiny, device), options.bits, options.steps)
+    synchronize(device)
+    parameters = sum(x.numel() for x in bench.model.parameters())
+    print(f"{options.model}: {parameters / 1e9:.2f} G parameters, {time.perf_counter() - start:.1f} s")
+    results: dict[str, Any] = {"model": options.model, "parameters": parameters, "cells": []}
+    for text in filter(None, options.cells.split(",")):
+        batch, tokens = (int(n) for n in text.split("x"))
+        rows = {}
+        for method in methods:
+            rows[method] = row = speed(bench, method, batch, tokens)
+            shown = row.get("skipped") or f"{row['ms']:8.2f} ms  {row['tokens_per_second']:8.1f} tokens/s"
+            print(f"  {batch} x {tokens} {method:15s} {shown}", flush=True)
+        results["cells"].append({"batch": batch, "tokens": tokens, "methods": rows})
+    if options.prompt and device.type == "cuda":
+        results["prompt"] = {"tokens": options.prompt, **peaks(bench, options.prompt)}
+        for method in ("dynamic", "packed"):
+            row = results["prompt"][method]
+            parts = (f"{key} {value / 2**20:.0f} MiB" for key, value in row.items() if key.endswith("bytes"))
+            print(f"  prompt of {options.prompt}, {method}: {row.get('skipped') or ', '.join(parts)}")
+    if options.capacity and device.type == "cuda":
+        results["capacity"] = {name: capacity(bench, name, 0.02) for name in ("bfloat16", "packed")}
+        for name, row in results["capacity"].items():
+            print(f"  capacity {name}: {row.get('skipped') or row['tokens']}", flush=True)
+    if options.out:
+        from tqbench.records import new_record, write_record
+
+        settings = {
+            "bits": options.bits,
+            "steps": options.steps,
+            "weights": "normal(0, 0.02)",
+            "caches": "filled with random codes or states; the prompt that sets them up has 256 tokens",
+        }
+        gpu = {"name": "none"}
+        if device.type == "cuda":
+            properties = torch.cuda.get_device_properties(0)
+            gpu = {
+                "name": properties.name,
+                "memory_bytes": properties.total_memory,
+                "torch": torch.__version__,
+            }
+        record = new_record("gpu-model", settings=settings, device=gpu, results=results)
+        print(write_record(record, options.out, options.name or f"gpu-model-{options.model}"))
+
+
+if __name__ == "__main__":
+    main()
