@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from weaving import ANSWER, LANGUAGE, SILENT, Part, Weaver
 from wording import (
     CHAIN,
     CHAIN_INTRODUCTION,
     INTRODUCTIONS,
     NEEDLES,
-    NOISE,
     PASS_KEY,
     SEVERAL,
     Encoder,
@@ -24,10 +24,7 @@ from wording import (
 
 __all__ = ["ANSWER", "LANGUAGE", "SILENT", "TASKS", "Mixture", "Sample", "TaskWriter"]
 
-SILENT, LANGUAGE, ANSWER = 0, 1, 2
-"""Labels of tokens: no loss, language modelling, answer of a task."""
 TASKS = ("single", "multi-key", "uuid", "multi-value", "tracking")
-END = 0  # the end-of-text token
 
 
 @dataclass(frozen=True)
@@ -62,16 +59,7 @@ class Sample:
     depth: float
 
 
-@dataclass
-class _Part:
-    """Tokens put into a haystack at a position; `answer` follows them and is what the model must say."""
-
-    position: int
-    tokens: list[int]
-    answer: list[int] | None = None
-
-
-class TaskWriter:
+class TaskWriter(Weaver):
     """Writes sequences of tokens.
 
     Parameters
@@ -87,18 +75,9 @@ class TaskWriter:
     """
 
     def __init__(self, encoder: Encoder, words: Sequence[str], text: np.ndarray, seed: int) -> None:
-        self.encode, self.text = encoder, text
-        self.choice = random.Random(seed)
-        self.words = Wordsmith(words, self.choice)
-        tokenizer = encoder.tokenizer
-        self.size = tokenizer.get_vocab_size()
-        spelled = [tokenizer.decode([index]) for index in range(self.size)]
-        self._is_stop = np.array([s == "." for s in spelled])
-        self._is_line = np.array([s.endswith("\n") for s in spelled])
-        (self._stop,), (self._line,) = encoder("."), encoder("\n")
-        joined = encoder(".\n")
-        self._stop_line = joined[0] if len(joined) == 1 else None
-        self._noises = [np.array(encoder((NOISE + end) * 4), np.int64) for end in ("\n", " ")]
+        choice = random.Random(seed)
+        super().__init__(encoder, text, choice)
+        self.words = Wordsmith(words, choice)
 
     def reseed(self, seed: int) -> None:
         """Start the stream of chance anew."""
@@ -108,7 +87,7 @@ class TaskWriter:
 
     def plain(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Text."""
-        return self._slice(length), np.full(length, LANGUAGE, np.uint8)
+        return self.slice(length), np.full(length, LANGUAGE, np.uint8)
 
     def repeated(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Text with passages, real or random, that come again."""
@@ -187,15 +166,15 @@ class TaskWriter:
         size = length - used - taken - len(introduction) - 1
         if size < 0:
             return self.plain(length)
-        haystack, label = self._haystack(0 if kind == "only" and choice.random() < 0.7 else size)
+        haystack, label = self.haystack(0 if kind == "only" and choice.random() < 0.7 else size)
         end = len(haystack)
-        places = self._places(haystack, len(hidden))
-        parts = [_Part(-1, introduction)] if introduction else []
-        parts += [_Part(place, tokens) for place, (_, _, tokens) in zip(places, hidden, strict=True)]
+        places = self.places(haystack, len(hidden))
+        parts = [Part(-1, introduction)] if introduction else []
+        parts += [Part(place, tokens) for place, (_, _, tokens) in zip(places, hidden, strict=True)]
         for number, (index, question, answer) in enumerate(asked):
             late = number == 0 or choice.random() >= early
-            parts.append(_Part(end if late else choice.randint(places[index], end), question, answer))
-        return self._weave(length, haystack, label, parts)
+            parts.append(Part(end if late else choice.randint(places[index], end), question, answer))
+        return self.weave(length, haystack, label, parts)
 
     def several(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys with several values, all asked for at once in their order; or one value for each of several keys."""
@@ -221,10 +200,10 @@ class TaskWriter:
         if size < 16:
             return self.plain(length)
         choice.shuffle(hidden)
-        haystack, label = self._haystack(size)
-        places = sorted(self._places(haystack, len(hidden)))
-        parts = [_Part(-1, introduction)] if introduction else []
-        parts += [_Part(place, tokens) for place, (_, _, tokens) in zip(places, hidden, strict=True)]
+        haystack, label = self.haystack(size)
+        places = sorted(self.places(haystack, len(hidden)))
+        parts = [Part(-1, introduction)] if introduction else []
+        parts += [Part(place, tokens) for place, (_, _, tokens) in zip(places, hidden, strict=True)]
         keys = list(dict.fromkeys(key for key, _, _ in hidden))
         choice.shuffle(keys)
         for number in range(6):
@@ -240,8 +219,8 @@ class TaskWriter:
             if number and len(question) + len(answer) > left:
                 break
             left -= len(question) + len(answer)
-            parts.append(_Part(size, question, answer))
-        return self._weave(length, haystack, label, parts)
+            parts.append(Part(size, question, answer))
+        return self.weave(length, haystack, label, parts)
 
     def tracking(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """RULER's variable tracking: VAR A = 12345, VAR B = VAR A, and so on."""
@@ -272,13 +251,13 @@ class TaskWriter:
         size = length - used - len(introduction) - taken - 1
         if size < 16:
             return self.plain(length)
-        haystack, label = self._haystack(size)
-        parts = [_Part(-1, introduction)] if introduction else []
+        haystack, label = self.haystack(size)
+        parts = [Part(-1, introduction)] if introduction else []
         for _, _, steps in chains:
-            places = sorted(self._places(haystack, len(steps)))
-            parts += [_Part(place, step) for place, step in zip(places, steps, strict=True)]
-        parts += [_Part(size, question, answer) for question, answer in asked]
-        return self._weave(length, haystack, label, parts)
+            places = sorted(self.places(haystack, len(steps)))
+            parts += [Part(place, step) for place, step in zip(places, steps, strict=True)]
+        parts += [Part(size, question, answer) for question, answer in asked]
+        return self.weave(length, haystack, label, parts)
 
     def batch(self, tokens: int, length: int, mixture: Mixture) -> tuple[np.ndarray, np.ndarray]:
         """`tokens` / `length` sequences of `length` + 1 tokens.
@@ -353,23 +332,13 @@ class TaskWriter:
         size = length - sum(map(len, hidden)) - len(question) - len(said)
         if size < 16:
             raise ValueError(f"length must leave room for the haystack of {task}, got {length}")
-        haystack = self._slice(size)
-        places = [self._snapped(haystack, int(depth * size))]
-        places += [self._snapped(haystack, self.choice.randint(0, size)) for _ in hidden[1:]]
+        haystack = self.slice(size)
+        places = [self.snapped(haystack, int(depth * size))]
+        places += [self.snapped(haystack, self.choice.randint(0, size)) for _ in hidden[1:]]
         places[:linked] = sorted(places[:linked])
-        parts = [_Part(place, tokens) for place, tokens in zip(places, hidden, strict=True)]
-        tokens, _ = self._weave(length, haystack, SILENT, [*parts, _Part(size, question, said)], ended=False)
+        parts = [Part(place, tokens) for place, tokens in zip(places, hidden, strict=True)]
+        tokens, _ = self.weave(length, haystack, SILENT, [*parts, Part(size, question, said)], ended=False)
         return Sample(tokens, length - len(said), length - 1, depth)  # the closing full stop is not asked for
-
-    def _slice(self, length: int) -> np.ndarray:
-        start = self.choice.randrange(len(self.text) - length)
-        return self.text[start : start + length].astype(np.int64)
-
-    def _haystack(self, size: int) -> tuple[np.ndarray, int]:
-        if self.choice.random() >= 0.08:
-            return self._slice(size), LANGUAGE
-        noise = self.choice.choice(self._noises)
-        return np.tile(noise, size // len(noise) + 1)[:size], SILENT
 
     def _statement(self, needle: Needle, key: str, value: str, noun: str) -> list[int]:
         return self.encode(" " + needle.statement.format(key=key, value=value, noun=noun))
@@ -390,63 +359,6 @@ class TaskWriter:
             f"\n{question}\n{opening}",
         )
         return self.encode((*ways, f"\nQuestion: {question}\nAnswer:", f" {opening}")[form])
-
-    def _snapped(self, haystack: np.ndarray, place: int) -> int:
-        """The end of the first sentence that ends at `place` or later."""
-        stops = np.flatnonzero(self._is_stop[haystack[place : place + 400]])
-        return place + int(stops[0]) + 1 if len(stops) else place
-
-    def _places(self, haystack: np.ndarray, count: int) -> list[int]:
-        """Random places: mostly ends of sentences, some ends of lines, some anywhere."""
-        size, choice, found = len(haystack), self.choice, []
-        stops = np.flatnonzero(self._is_stop[haystack]) + 1
-        lines = np.flatnonzero(self._is_line[haystack]) + 1
-        for _ in range(count):
-            place, kind = choice.randint(0, size), choice.random()
-            ends = stops if kind < 0.6 else lines if kind < 0.8 else ()
-            if len(ends):
-                place = int(ends[min(int(np.searchsorted(ends, place)), len(ends) - 1)])
-            found.append(place)
-        return found
-
-    def _weave(
-        self, length: int, haystack: np.ndarray, label: int, parts: list[_Part], ended: bool = True
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Parts put into the haystack, lines joined as the tokenizer joins them, and text in front up to `length`."""
-        tokens: list[np.ndarray | list[int]] = []
-        labels: list[np.ndarray] = []
-        last, place, open_to_join = -1, 0, False
-
-        def put(new: np.ndarray | list[int], kind: int) -> None:
-            nonlocal last
-            if len(new):
-                tokens.append(new)
-                labels.append(np.full(len(new), kind, np.uint8))
-                last = int(new[-1])
-
-        ordered = sorted(parts, key=lambda part: part.position)
-        for number, part in enumerate(ordered):
-            if part.position > place:
-                put(haystack[place : part.position], label)
-                place, open_to_join = part.position, True
-            new = part.tokens
-            if open_to_join and new[0] == self._line:
-                if self._is_line[last]:
-                    new = new[1:]
-                elif last == self._stop and self._stop_line is not None:
-                    tokens[-1] = np.array([*tokens[-1][:-1], self._stop_line], np.int64)
-                    new = new[1:]
-            put(new, SILENT)
-            open_to_join = part.answer is None
-            if part.answer is not None:
-                put([*part.answer, END] if ended and number == len(ordered) - 1 else part.answer, ANSWER)
-        put(haystack[place:], label)
-        woven, marks = np.concatenate(tokens).astype(np.int64), np.concatenate(labels)
-        missing = length - len(woven)
-        if missing > 0:
-            woven = np.concatenate([self._slice(missing), woven])
-            marks = np.concatenate([np.full(missing, SILENT, np.uint8), marks])
-        return woven[-length:], marks[-length:]
 
 
 def _chain(names: Sequence[str], value: str) -> list[str]:

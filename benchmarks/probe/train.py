@@ -282,7 +282,8 @@ def main() -> None:
     dtype = torch.bfloat16 if cuda else torch.float32
     rounded = {name: value.to(value.device) for name, value in restore(quantize(state)).items()}
     scores: dict[str, Any] = {
-        "training": done | {"recipe": recipe.name, "seed": options.seed, "parameters": sum(p.numel() for p in state.values())},
+        "training": done | {"recipe": recipe.name, "seed": options.seed},
+        "parameters": sum(value.numel() for value in state.values()),
         "perplexity": {}, "retrieval": {},
     }  # fmt: skip
     lengths = [length for length in LENGTHS if not options.small or length <= 2048]

@@ -1,4 +1,4 @@
-"""The probe: a small language model trained for these benchmarks, kept beside the repository's sources, not in the wheel."""
+"""The probe: a small language model trained for these benchmarks, kept in the repository and not in the wheel."""
 
 from __future__ import annotations
 
