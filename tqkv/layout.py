@@ -26,9 +26,12 @@ def supported(head_dim: int, bits: float) -> bool:
 class PackedLayout:
     """Where the nibbles of 16 tokens lie in a tile.
 
-    A warp's lane l = 4 g + t decodes, of keys, quarter t of the dimensions of tokens g and g + 8, and of values, eighth
-    g of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9. Its nibbles, token after token, form one string, cut into pieces of
-    16, 8, 4 and 2 bytes, largest first; the pieces of a kind of all lanes follow each other.
+    A warp's lane l = 4 g + t decodes, of keys, quarter t of the dimensions of tokens g and g + 8, and of values,
+    sixteenths g and g + 8 (of 64 dimensions eighth g) of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9. The nibbles of all
+    its parts lie side by side: of keys nibble 0 of both tokens, then nibble 1 of both; of values nibble 0 of 2 t and
+    2 t + 1 of the first part, of the same tokens of the second part, of 2 t + 8 and 2 t + 9 of the first part and of
+    the second, then nibble 1 of all these. They form one string, cut into pieces of 16, 8, 4 and 2 bytes, largest
+    first; the pieces of a kind of all lanes follow each other.
 
     Parameters
     ----------
@@ -90,17 +93,19 @@ class PackedLayout:
         g, t = lane // 4, lane % 4
         row = 2 * self.code_size
         if self.role == "key":
-            tokens, chunk, share = torch.stack([g, g + 8], dim=1), t, row // 4
+            parts = [(token, t) for token in (g, g + 8)]
+            share = row // 4
         else:
-            tokens = torch.stack([2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9], dim=1)
-            chunk, share = g, row // 8
-        nibbles = tokens[:, :, None] * row + chunk[:, None, None] * share + torch.arange(share)
-        strings = nibbles.flatten(1)
-        parts, start = [], 0
+            chunks = [g] if self.head_dim == 64 else [g, g + 8]
+            share = row // 8 // len(chunks)
+            parts = [(2 * t + add + i, c) for add in (0, 8) for c in chunks for i in (0, 1)]
+        starts = torch.stack([token * row + chunk * share for token, chunk in parts], dim=1)
+        strings = (starts[:, None, :] + torch.arange(share)[:, None]).flatten(1)
+        pieces, start = [], 0
         for size in self.pieces:
-            parts.append(strings[:, start : start + 2 * size].flatten())
+            pieces.append(strings[:, start : start + 2 * size].flatten())
             start += 2 * size
-        return torch.cat(parts)
+        return torch.cat(pieces)
 
     def pack(self, codes: torch.Tensor) -> torch.Tensor:
         """Tiles uint8 [..., tokens / 16, tile_bytes] of row-major codes uint8 [..., tokens, code_size].

@@ -43,16 +43,33 @@ def test_sizes_of_every_layout():
 
 
 def test_where_bytes_lie():
-    # Bytes are 16 * token + place in the code, so those of 64 dimensions at 2 bits fill 0 to 255.
+    # The nibbles of byte b of token n are those of 16 n + b, so those of 64 dimensions at 2 bits fill 0 to 255.
     codes = torch.arange(256, dtype=torch.uint8).view(16, 16)
+
+    def nibbles(*pairs):
+        """Bytes of nibbles (token, place), two a byte."""
+        values = [(16 * token + place // 2) >> 4 * (place % 2) & 15 for token, place in pairs]
+        return [lo | hi << 4 for lo, hi in zip(values[::2], values[1::2], strict=True)]
+
     keys = PackedLayout(64, 2.0, "key").pack(codes).view(32, 8)
-    assert keys[0].tolist() == [0, 1, 2, 3, 128, 129, 130, 131]
-    assert keys[1].tolist() == [4, 5, 6, 7, 132, 133, 134, 135]
-    assert keys[31].tolist() == [124, 125, 126, 127, 252, 253, 254, 255]
+    assert keys[0].tolist() == nibbles(*((token, place) for place in range(8) for token in (0, 8)))
+    assert keys[31].tolist() == nibbles(*((token, place) for place in range(24, 32) for token in (7, 15)))
     values = PackedLayout(64, 2.0, "value").pack(codes).view(32, 8)
-    assert values[0].tolist() == [0, 1, 16, 17, 128, 129, 144, 145]
-    assert values[1].tolist() == [32, 33, 48, 49, 160, 161, 176, 177]
-    assert values[31].tolist() == [110, 111, 126, 127, 238, 239, 254, 255]
+    assert values[0].tolist() == nibbles(*((token, place) for place in range(4) for token in (0, 1, 8, 9)))
+    tokens = (6, 7, 14, 15)
+    assert values[31].tolist() == nibbles(*((token, place) for place in range(28, 32) for token in tokens))
+    codes = torch.randint(0, 256, (16, 32), dtype=torch.uint8)
+    row = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
+    values = PackedLayout(128, 2.0, "value").pack(codes).view(32, 16)
+    wanted = [
+        int(row[token, chunk * 4 + j])
+        for j in range(4)
+        for first in (4, 12)
+        for chunk in (3, 11)
+        for token in (first, first + 1)
+    ]
+    lane = values[4 * 3 + 2]
+    assert torch.stack([lane & 15, lane >> 4], dim=-1).flatten().tolist() == wanted
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
@@ -139,20 +156,26 @@ def test_lanes_rebuild_every_state(d, bits, code):
         truth = reference.decode_rows(layout.unpack(states.codes)[0, 0], d, bits, states.tables).numpy()
         nibbles = lane_nibbles(layout, states.codes[0, 0])
         words = table_words(states.tables, bits).astype(np.float32)
-        chunk = d // 4 if role == "key" else d // 8
-        share = chunk * p // q
+        sides = 1 if d == 64 else 2
+        chunk = d // 4 if role == "key" else d // 8 // sides
         rebuilt = np.zeros((32, d), np.float32)
         for lane in range(32):
             g, t = divmod(lane, 4)
-            tokens = (g, g + 8) if role == "key" else (2 * t, 2 * t + 1, 2 * t + 8, 2 * t + 9)
-            first = (t if role == "key" else g) * chunk
-            for place, token in enumerate(tokens):
-                for j in range(share):
-                    nibble = nibbles[:, lane, place * share + j]
+            if role == "key":
+                parts = [(g, t), (g + 8, t)]
+            else:
+                parts = [
+                    (2 * t + add + i, g + 8 * side) for add in (0, 8) for side in range(sides) for i in (0, 1)
+                ]
+            for place, (token, part) in enumerate(parts):
+                for j in range(chunk * p // q):
+                    nibble = nibbles[:, lane, j * len(parts) + place]
                     for word, dims in enumerate(words_of(j, p, q)):
                         for half, dim in enumerate(dims):
                             if dim is not None:
-                                rebuilt[token::16, (first + dim) % d] += words[j % p, nibble, word, half]
+                                rebuilt[token::16, (part * chunk + dim) % d] += words[
+                                    j % p, nibble, word, half
+                                ]
         np.testing.assert_allclose(rebuilt, truth, atol=4e-3)
 
 

@@ -1,30 +1,38 @@
-// Sums of the warps to one partial result in global memory.
-__device__ __forceinline__ void merge_warps(const Problem& p, const Place& at, unsigned char* memory, long long part) {
-    float *tops = (float*)(memory + SMALL), *weights = tops + WARPS * QUERIES, *keep = weights + WARPS * QUERIES;
+// Sums of the pairs of warps to one partial result in global memory.
+__device__ __forceinline__ void merge_pairs(const Problem& p, const Place& at, unsigned char* memory, long long part) {
+    float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES, *keep = weights + PAIRS * QUERIES;
     const float* sums = (const float*)(memory + SUMS);
     __syncthreads();
     if (threadIdx.x < QUERIES) {
-        int i = threadIdx.x;
-        float top = NO_SCORE, weight = 0;
-        for (int w = 0; w < WARPS; w++) {
-            if (weights[w * QUERIES + i] != 0) top = max_(top, tops[w * QUERIES + i]);
+        const int i = threadIdx.x;
+        float top = NO_SCORE, weight = 0, x[PAIRS];
+#pragma unroll
+        for (int w = 0; w < PAIRS; w++) {
+            x[w] = weights[w * QUERIES + i] != 0 ? tops[w * QUERIES + i] : NO_SCORE;
+            top = max_(top, x[w]);
         }
-        for (int w = 0; w < WARPS; w++) {
-            float x = weights[w * QUERIES + i] != 0 ? exp2_(tops[w * QUERIES + i] - top) : 0.0f;
-            keep[w * QUERIES + i] = x;
-            weight += x * weights[w * QUERIES + i];
+#pragma unroll
+        for (int w = 0; w < PAIRS; w++) {
+            // A pair that saw nothing has weight 0 and sums 0.
+            const float share = exp2_(x[w] - top);
+            keep[w * QUERIES + i] = share;
+            weight += share * weights[w * QUERIES + i];
         }
-        p.part_scalars[(part * QUERIES + i) * 2] = top;
-        p.part_scalars[(part * QUERIES + i) * 2 + 1] = weight;
+        *(float2*)(p.part_scalars + (part * QUERIES + i) * 2) = make_float2(top, weight);
     }
     __syncthreads();
-    for (int index = threadIdx.x; index < at.n * D; index += THREADS) {
-        int i = index / D, dim = index % D;
-        int offset = i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
-        float x = 0;
+#pragma unroll 1
+    for (int index = threadIdx.x; index < at.n * (D / 4); index += THREADS) {
+        const int i = index / (D / 4), dim = index % (D / 4) * 4;
+        const float* from = sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
+        float4 x = make_float4(0, 0, 0, 0);
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) x += keep[w * QUERIES + i] * sums[w * WARP_PITCH + offset];
-        p.part_sums[(part * QUERIES + i) * D + dim] = x;
+        for (int w = 0; w < PAIRS; w++) {
+            const float share = keep[w * QUERIES + i];
+            const float4 y = *(const float4*)(from + w * PAIR_PITCH);
+            x.x += share * y.x, x.y += share * y.y, x.z += share * y.z, x.w += share * y.w;
+        }
+        *(float4*)(p.part_sums + (part * QUERIES + i) * D + dim) = x;
     }
 }
 
@@ -35,33 +43,36 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     float* sums = (float*)(memory + SMALL);       // [QUERIES][D]
     float* totals = sums + QUERIES * D;           // [QUERIES]
     float* keep = totals + QUERIES;               // [QUERIES][parts]
-    float* weights = keep + QUERIES * parts;      // [QUERIES][parts]
     const float* scalars = p.part_scalars + (long long)at.pair * parts * QUERIES * 2;
     const float* part_sums = p.part_sums + (long long)at.pair * parts * QUERIES * D;
-    const u32 signs = sign_bits(p.value_signs, p.value_rounds, lane);
-    for (int i = warp; i < at.n; i += WARPS) {
+    u32 signs = 0;
+    if (warp < at.n) {
+        signs = p.value_signs[lane];
         float top = NO_SCORE, total = 0;
+#pragma unroll 1
         for (int s = lane; s < parts; s += 32) {
-            const float2 both = __ldcg((const float2*)(scalars + (s * QUERIES + i) * 2));
-            const float score = both.y != 0 ? both.x : NO_SCORE;
-            keep[i * parts + s] = score;
-            weights[i * parts + s] = both.y;
-            top = max_(top, score);
+            const float2 both = __ldcg((const float2*)(scalars + (s * QUERIES + warp) * 2));
+            top = max_(top, both.y != 0 ? both.x : NO_SCORE);
         }
-#pragma unroll
+#pragma unroll 1
         for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
+#pragma unroll 1
         for (int s = lane; s < parts; s += 32) {
-            const float weight = weights[i * parts + s], x = weight != 0 ? exp2_(keep[i * parts + s] - top) : 0.0f;
-            keep[i * parts + s] = x;
-            total += x * weight;
+            const float2 both = __ldcg((const float2*)(scalars + (s * QUERIES + warp) * 2));
+            const float x = both.y != 0 ? exp2_(both.x - top) : 0.0f;
+            keep[warp * parts + s] = x;
+            total += x * both.y;
         }
-        total = warp_sum(total);
-        if (lane == 0) totals[i] = total;
+#pragma unroll 1
+        for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
+        if (lane == 0) totals[warp] = total;
     }
     __syncthreads();
+#pragma unroll 1
     for (int index = threadIdx.x; index < at.n * (D / 4); index += THREADS) {
         const int i = index / (D / 4), dim = index % (D / 4) * 4;
         float4 x = make_float4(0, 0, 0, 0);
+#pragma unroll 1
         for (int s = 0; s < p.splits; s += IN_FLIGHT) {
             float4 y[IN_FLIGHT];
 #pragma unroll
@@ -77,46 +88,40 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
         *(float4*)(sums + i * D + dim) = x;
     }
     __syncthreads();
-    for (int i = warp; i < at.n; i += WARPS) {
-        float x[PER_LANE];
+    if (warp >= at.n) return;
+    float x[PER_LANE];
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e++) x[e] = sums[i * D + 32 * e + lane] * p.value_shrink;
-#pragma unroll 1
-        for (int round = p.value_rounds - 1; round >= 0; round--) {
-            hadamard(x, lane);
-            flip(x, signs, round);
-        }
-        // A query that sees nothing gets zero.
-        const float inverse = totals[i] != 0 ? 1 / totals[i] : 0.0f;
-        const long long row = ((long long)at.batch * p.heads + at.head(p, i)) * p.new_tokens + at.token(p, i);
+    for (int e = 0; e < PER_LANE; e++) x[e] = sums[warp * D + lane * PER_LANE + e] * p.value_shrink;
+    turn(x, signs, p.value_rounds, true, lane);
+    // A query that sees nothing gets zero.
+    const float inverse = totals[warp] != 0 ? 1 / totals[warp] : 0.0f;
+    const float share = p.extra > 0 ? keep[warp * parts + p.splits] : 0.0f;
+    const float* extra = part_sums + (long long)((parts - 1) * QUERIES + warp) * D + lane * PER_LANE;
+    LaneStates out;
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e++) {
-            const int dim = 32 * e + lane;
-            if (p.extra > 0) x[e] += keep[i * parts + p.splits] * __ldcg(part_sums + (p.splits * QUERIES + i) * D + dim);
-            p.out[row * D + dim] = to_state(x[e] * inverse);
-        }
-    }
+    for (int e = 0; e < PER_LANE; e++) out.set(e, (p.extra > 0 ? x[e] + share * __ldcg(extra + e) : x[e]) * inverse);
+    out.store(p.out + (((long long)at.batch * p.heads + at.head(p, warp)) * p.new_tokens + at.token(p, warp)) * D + lane * PER_LANE);
 }
 
-// Grid: (batch times kv heads times blocks of 8 queries; splits, and one more for tokens in full precision, so that
-// those come last).
+// Grid: (kv heads times blocks of 8 queries; batch; splits, and one more for tokens in full precision, so that those
+// come last).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
     extern __shared__ __align__(1024) unsigned char memory[];
     __shared__ u32 arrived;
-    const int queries = p.heads / p.kv_heads * p.new_tokens, blocks = (queries + QUERIES - 1) / QUERIES;
+    const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;
     Place at;
-    at.pair = blockIdx.x;
-    at.batch = at.pair / (blocks * p.kv_heads);
-    at.kv_head = at.pair / blocks % p.kv_heads;
-    at.first = at.pair % blocks * QUERIES;
+    at.batch = blockIdx.y;
+    at.pair = blockIdx.y * gridDim.x + blockIdx.x;
+    at.kv_head = queries <= QUERIES ? blockIdx.x : blockIdx.x / blocks;
+    at.first = queries <= QUERIES ? 0 : blockIdx.x % blocks * QUERIES;
     at.n = min(queries - at.first, QUERIES);
-    const int parts = gridDim.y;
-    if (blockIdx.y < p.splits) {
-        attend_packed(p, at, memory, blockIdx.y);
+    const int parts = gridDim.z;
+    if (blockIdx.z < p.splits) {
+        attend_packed(p, at, memory, blockIdx.z);
     } else {
         attend_extra(p, at, memory);
     }
-    merge_warps(p, at, memory, (long long)at.pair * parts + blockIdx.y);
+    merge_pairs(p, at, memory, (long long)at.pair * parts + blockIdx.z);
     __threadfence();
     __syncthreads();
     // Counts up to the last block and back to zero, ready for the next launch.

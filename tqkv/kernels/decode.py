@@ -10,6 +10,7 @@ from importlib.resources import files
 
 import numpy as np
 import torch
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from tqcore.config import CHAIN_RATES
 from tqcore.gpu.rtc import Kernel, compile_module
@@ -20,7 +21,7 @@ __all__ = ["PackedStates", "decode_attention", "table_words"]
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
 _STEP = 32  # tokens that a warp takes at a time
-_WARPS = {64: 12, 128: 12, 256: 8}
+_WARPS = 16
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _SOURCES = ("decode_basis", "decode_tiles", "decode_packed", "decode_extra", "decode")  # compiled as one
@@ -30,7 +31,17 @@ _POINTERS = (
     *("key_signs", "value_signs", "key_mean", "lengths", "starts", "extra_lengths", "extra_mask"),
     *("extra_k", "extra_v", "out", "part_sums", "part_scalars", "counters"),
 )
-_SIZES = ("heads", "kv_heads", "new_tokens", "capacity", "extra", "splits", "key_rounds", "value_rounds")
+_SIZES = (
+    "heads",
+    "kv_heads",
+    "group",
+    "new_tokens",
+    "capacity",
+    "extra",
+    "splits",
+    "key_rounds",
+    "value_rounds",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,7 @@ class PackedStates:
         float32 [Q, m, 16] with m 1 or 2, as `tqcore.chain.chain_tables` or `nibble_tables` returns them.
     signs : torch.Tensor
         float32 [rounds, head_dim] of the rotation: each round multiplies by its signs, then transforms.
+        Not to be changed once used.
     mean : torch.Tensor or None
         float32 [kv_heads, head_dim], taken off the keys before coding; None for values.
     """
@@ -129,7 +141,11 @@ def decode_attention(
     if out is None:
         out = torch.empty(batch, heads, new, head_dim, dtype=q.dtype, device=q.device)
     _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, out)
-    pairs = batch * kv_heads * -(-heads // kv_heads * new // _QUERIES)
+    if not _in_pieces(q):
+        q = q.contiguous()
+    group = heads // kv_heads
+    blocks = kv_heads * -(-group * new // _QUERIES)
+    pairs = batch * blocks
     splits = _splits(pairs, tiles, extra > 0, _multiprocessors(q.device))
     parts = splits + (extra > 0)
     sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float32, device=q.device)
@@ -138,7 +154,15 @@ def decode_attention(
         *(q, keys.codes, values.codes, keys.scales, values.scales),
         _device_tables(keys.tables.tobytes(), keys.tables.shape, keys.bits, q.device),
         _device_tables(values.tables.tobytes(), values.tables.shape, values.bits, q.device),
-        *(keys.signs, values.signs, keys.mean, lengths, starts, extra_lengths, extra_mask),
+        *(
+            _sign_words(keys.signs),
+            _sign_words(values.signs),
+            keys.mean,
+            lengths,
+            starts,
+            extra_lengths,
+            extra_mask,
+        ),
         *((extra_k, extra_v) if extra else (None, None)),
         *(out, sums, scalars, _counters(pairs, q.device)),
     )
@@ -147,12 +171,12 @@ def decode_attention(
         for states in (q, extra_k, extra_v)
         for stride in ((0, 0, 0) if states is None else states.stride()[:3])
     ]
-    sizes = (heads, kv_heads, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
+    sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
     factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
     problem = _Problem(*(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors)
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
-        kernel((pairs, parts), (_WARPS[head_dim] * 32,), (problem,), shared)
+        kernel((blocks, batch, parts), (_WARPS * 32,), (problem,), shared)
     return out
 
 
@@ -236,7 +260,9 @@ def _check(
     for name, tensor, dtype, shape in expected:
         if tensor is None:
             continue
-        whole = _in_pieces(tensor) if name in ("extra_k", "extra_v") else tensor.is_contiguous()
+        whole = tensor.is_contiguous() or name in ("extra_k", "extra_v")
+        if name in ("extra_k", "extra_v", "out"):
+            whole = whole and _in_pieces(tensor)
         if (tensor.dtype, tuple(tensor.shape), tensor.device) != (dtype, shape, q.device) or not whole:
             raise ValueError(
                 f"{name} must be {dtype} {list(shape)} on {q.device} and contiguous, got {tensor.dtype} "
@@ -274,6 +300,22 @@ def _device_tables(data: bytes, shape: tuple[int, ...], bits: float, device: tor
     return torch.from_numpy(words).to(device)
 
 
+_words = WeakTensorKeyDictionary()
+
+
+def _sign_words(signs: torch.Tensor) -> torch.Tensor:
+    """Signs float32 [rounds, d] as int32 [32], made once for a tensor: those of lane l's elements d / 32 * l and on.
+
+    Bit ``round * d / 32 + e`` is set where element e of the lane is flipped.
+    """
+    held = _words.get(signs)
+    if held is None:
+        flips = (signs < 0).view(len(signs), 32, -1).transpose(0, 1).flatten(1)
+        places = torch.arange(flips.shape[1], device=signs.device)
+        held = _words[signs] = (flips.long() << places).sum(1).to(torch.int32)
+    return held
+
+
 _counts: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
@@ -294,7 +336,6 @@ def _kernel(
     head_dim: int, key_bits: float, value_bits: float, state: int, _device: int
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
-    warps = _WARPS[head_dim]
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
     names = {
         "HEAD_DIM": head_dim,
@@ -303,12 +344,13 @@ def _kernel(
         "VALUE_P": value_p,
         "VALUE_Q": value_q,
         "STATE": state,
-        "WARPS": warps,
+        "WARPS": _WARPS,
     }
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
-    # Tables; then rotated queries and their fragments, or the sums of the warps, of padded pitch.
-    queries = 40 * 256 + _QUERIES * head_dim * 4
-    sums = 4 * warps * _QUERIES * 4 + warps * _QUERIES * (head_dim + 24) * 4
-    return module.kernel("decode"), 2048 + max(queries, sums)
+    # Tables; then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
+    pairs, sides = _WARPS // 2, 1 if head_dim == 64 else 2
+    rings = pairs * 4 * (16 + 48 + (256 if head_dim > 128 else 512)) + _QUERIES * 4 * (head_dim // 2 + 16)
+    sums = 4 * pairs * _QUERIES * 4 + pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
+    return module.kernel("decode"), 2048 + max(rings, sums)

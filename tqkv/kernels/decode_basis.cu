@@ -8,19 +8,19 @@ typedef unsigned int u32;
 typedef unsigned short u16;
 
 constexpr int D = HEAD_DIM;
-constexpr int ROUNDS = 3;             // of a rotation, at most
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
 constexpr int TILE = 16;              // tokens
-// Tiles a warp takes at a time: they share the loads of the queries, but the code grows, and of the widest heads it then
-// no longer fits the instruction cache.
-constexpr int STEP = HEAD_DIM > 128 ? 1 : 2;
+constexpr int STEP = HEAD_DIM > 128 ? 1 : 2;  // tiles that a pair of warps takes at a time
+constexpr int PAIRS = WARPS / 2;      // of a warp that scores keys and one that adds up values
+constexpr int SLOTS = 4;              // steps that the first may be ahead of the second
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
-constexpr int IN_FLIGHT = 12;          // partial sums that a thread loads at a time
+constexpr int IN_FLIGHT = 12;         // partial sums that a thread loads at a time
 constexpr float NO_SCORE = -1e30f;
 constexpr float LARGEST = 32768.0f;   // of a weight before the running maximum is raised, within float16
 constexpr float HEADROOM = 7.0f;      // log2 of the largest weight just after that
+constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
 
 // Nibble j of a chunk, which starts a period, closes the dimensions first(j) up to first(j + 1).
 template <int P, int Q>
@@ -42,21 +42,31 @@ constexpr int KEY_CHUNK = D / 4;                              // dimensions of a
 constexpr int KEY_NIBBLES = KEY_CHUNK * KEY_P / KEY_Q;        // of one token
 constexpr int KEY_BYTES = KEY_NIBBLES;                        // of the lane's 2 tokens
 constexpr int KEY_STEPS = KeyRate::words(KEY_NIBBLES) / 2;    // matrix instructions of a tile
-constexpr int VALUE_CHUNK = D / 8;
-constexpr int VALUE_NIBBLES = VALUE_CHUNK * VALUE_P / VALUE_Q;
-constexpr int VALUE_BYTES = 2 * VALUE_NIBBLES;                // of the lane's 4 tokens
-constexpr int VALUE_STEPS = VALUE_CHUNK / 2;
+constexpr int SIDES = D > 64 ? 2 : 1;                         // chunks of a lane: rows g and g + 8 of the sums
+constexpr int VALUE_CHUNK = D / 8 / SIDES;
+constexpr int VALUE_NIBBLES = VALUE_CHUNK * VALUE_P / VALUE_Q;  // of one token's chunk
+constexpr int VALUE_BYTES = 2 * SIDES * VALUE_NIBBLES;        // of the lane's 4 tokens
+constexpr int CARRIED = ValueRate::closes(VALUE_NIBBLES);     // dimensions of the next chunk that the last nibble adds to
+constexpr int VALUE_ROWS = VALUE_CHUNK + CARRIED;
 constexpr int KEY_TILE = 32 * KEY_BYTES, VALUE_TILE = 32 * VALUE_BYTES;
 
-// Sums of the warps in shared memory, padded against bank conflicts.
-constexpr int CHUNK_PITCH = VALUE_CHUNK + 2;
-constexpr int QUERY_PITCH = 8 * CHUNK_PITCH + 8;
-constexpr int WARP_PITCH = QUERIES * QUERY_PITCH;
+// Rotated queries and sums of the warps in shared memory, padded against bank conflicts.
+constexpr int QUERY_CHUNK = KEY_CHUNK * 2 + 16, QUERY_ROW = 4 * QUERY_CHUNK;  // bytes
+constexpr int CHUNK_PITCH = VALUE_CHUNK + 4, QUERY_PITCH = 8 * SIDES * CHUNK_PITCH + 4;
+constexpr int PAIR_PITCH = QUERIES * QUERY_PITCH;
 
-constexpr int FRAGMENTS = 2 * TABLE_BYTES;                    // byte offsets in shared memory
-constexpr int SMALL = FRAGMENTS;                              // after the loop, in place of the fragments
-constexpr int ROTATED = FRAGMENTS + KEY_STEPS * 32 * 8;
-constexpr int SUMS = SMALL + 4 * WARPS * QUERIES * 4;
+// A step's weights as operands of the matrix instruction; factors for the sums before it if the maximum was raised.
+struct Slot {
+    uint2 weights[STEP][32];
+    float keep[QUERIES];
+    u32 raised, unused[3];
+};
+
+constexpr int BARRIERS = 2 * TABLE_BYTES;                     // byte offsets in shared memory
+constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
+constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
+constexpr int SMALL = BARRIERS;                               // after the loop, in place of all this
+constexpr int SUMS = SMALL + 4 * PAIRS * QUERIES * 4;
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 __device__ __forceinline__ float exp2_(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
@@ -68,20 +78,6 @@ __device__ __forceinline__ u16 float_half(float x) { u16 h; asm("cvt.rn.f16.f32 
 __device__ __forceinline__ u32 half_pair(float lo, float hi) {
     u32 y; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y;
 }
-__device__ __forceinline__ u32 add_pair(u32 a, u32 b) { u32 c; asm("add.rn.f16x2 %0, %1, %2;" : "=r"(c) : "r"(a), "r"(b)); return c; }
-// x plus one half of a in the half where `ones` has a 1. Multipliers run beside the byte permutations, which are the
-// busier unit.
-__device__ __forceinline__ u32 add_half(u32 a, bool high, u32 ones, u32 x) {
-    u32 y;
-    u16 lo, hi;
-    asm("mov.b32 {%0, %1}, %2;" : "=h"(lo), "=h"(hi) : "r"(a));
-    asm("{.reg .b32 both; mov.b32 both, {%1, %1}; fma.rn.f16x2 %0, both, %2, %3;}"
-        : "=r"(y) : "h"(high ? hi : lo), "r"(ones), "r"(x));
-    return y;
-}
-__device__ __forceinline__ u32 low_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x5410); }
-__device__ __forceinline__ u32 high_halves(u32 a, u32 b) { return __byte_perm(a, b, 0x7632); }
-
 __device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -109,46 +105,61 @@ __device__ __forceinline__ State to_state(float x) { u16 h; asm("cvt.rn.bf16.f32
 // The lane's bytes of a tile, loaded in pieces of 16, 8, 4 and 2 bytes; each piece is contiguous over the warp.
 template <int BYTES>
 struct Codes {
-    u32 words[(BYTES + 3) / 4];
+    static constexpr int WORDS = (BYTES + 3) / 4;
+    u32 words[WORDS];
 
-    __device__ __forceinline__ void load(const unsigned char* tile, int lane) {
-        constexpr int n16 = BYTES / 16, rest = BYTES % 16;
+    // Loads the piece that ends with word `w`, if there is one and `wanted`: once it is used up, that of the next tile.
+    __device__ __forceinline__ void load(const unsigned char* tile, int lane, int w, bool wanted) {
+        constexpr int whole = BYTES / 16, rest = BYTES % 16, w8 = 4 * whole + (rest & 8) / 4, w4 = w8 + (rest & 4) / 4;
+        if (w < 4 * whole) {
+            if (w % 4 == 3) {
+                asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.b32 {%0,%1,%2,%3}, [%4];}"
+                    : "+r"(words[w - 3]), "+r"(words[w - 2]), "+r"(words[w - 1]), "+r"(words[w])
+                    : "l"(tile + w / 4 * 512 + lane * 16), "r"((int)wanted));
+            }
+        } else if (w < w8) {
+            if (w == w8 - 1) {
+                asm volatile("{.reg .pred p; setp.ne.b32 p, %3, 0; @p ld.global.nc.L1::no_allocate.v2.b32 {%0,%1}, [%2];}"
+                    : "+r"(words[w - 1]), "+r"(words[w]) : "l"(tile + whole * 512 + lane * 8), "r"((int)wanted));
+            }
+        } else if (w < w4) {
+            asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p ld.global.nc.L1::no_allocate.b32 %0, [%1];}"
+                : "+r"(words[w]) : "l"(tile + whole * 512 + (rest & 8) * 32 + lane * 4), "r"((int)wanted));
+        } else {
+            u16 last = 0;
+            asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p ld.global.nc.L1::no_allocate.b16 %0, [%1];}"
+                : "+h"(last) : "l"(tile + whole * 512 + (rest & 12) * 32 + lane * 2), "r"((int)wanted));
+            words[w] = last;
+        }
+    }
+
+    __device__ __forceinline__ void load(const unsigned char* tile, int lane, bool wanted) {
 #pragma unroll
-        for (int i = 0; i < n16; i++) {
-            asm volatile("ld.global.nc.L1::no_allocate.v4.b32 {%0,%1,%2,%3}, [%4];"
-                : "=r"(words[4 * i]), "=r"(words[4 * i + 1]), "=r"(words[4 * i + 2]), "=r"(words[4 * i + 3])
-                : "l"(tile + i * 512 + lane * 16));
-        }
-        constexpr int w8 = 4 * n16, o8 = n16 * 512;
-        if constexpr (rest & 8) {
-            asm volatile("ld.global.nc.L1::no_allocate.v2.b32 {%0,%1}, [%2];"
-                : "=r"(words[w8]), "=r"(words[w8 + 1]) : "l"(tile + o8 + lane * 8));
-        }
-        constexpr int w4 = w8 + (rest & 8) / 4, o4 = o8 + (rest & 8) * 32;
-        if constexpr (rest & 4) {
-            asm volatile("ld.global.nc.L1::no_allocate.b32 %0, [%1];" : "=r"(words[w4]) : "l"(tile + o4 + lane * 4));
-        }
-        constexpr int w2 = w4 + (rest & 4) / 4, o2 = o4 + (rest & 4) * 32;
-        if constexpr (rest & 2) {
-            u16 last;
-            asm volatile("ld.global.nc.L1::no_allocate.b16 %0, [%1];" : "=h"(last) : "l"(tile + o2 + lane * 2));
-            words[w2] = last;
-        }
+        for (int w = 0; w < WORDS; w++) words[w] = 0;
+#pragma unroll
+        for (int w = 0; w < WORDS; w++) load(tile, lane, w, wanted);
     }
 };
 
-// Address of the table entry of nibble n: eight times the nibble in the lowest byte of `table`.
-__device__ __forceinline__ u32 entry(const u32* words, int n, u32 table) {
-    const u32 word = words[n / 8];
-    const u32 eight = n & 1 ? (word >> 1) & 0x78787878u : (word << 3) & 0x78787878u;
-    return __byte_perm(eight, table, 0x7650 | (n % 8) / 2);
+// Eight times the nibbles at even or odd places of a word, a byte each.
+__device__ __forceinline__ u32 spread(u32 word, int odd) { return (odd ? word >> 1 : word << 3) & 0x78787878u; }
+
+// Address of the table entry of a spread nibble.
+__device__ __forceinline__ u32 entry(u32 eight, int byte, u32 table) { return __byte_perm(eight, table, 0x7650 | byte); }
+
+// Word 0 or 1 of phase `phase` at an entry.
+__device__ __forceinline__ u32 look_up(u32 address, int phase, int word) {
+    u32 x; asm("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address + phase * 128 + word * 4)); return x;
 }
 
-// Words of phase `phase` at an entry: both, or the first alone.
-__device__ __forceinline__ void look_up(u32 address, int phase, bool pair, u32& first, u32& second) {
-    if (pair) {
-        asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(first), "=r"(second) : "r"(address + phase * 128));
-    } else {
-        asm("ld.shared.b32 %0, [%1];" : "=r"(first) : "r"(address + phase * 128));
-    }
+__device__ __forceinline__ void barrier_set(u32 barrier, int count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" : : "r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
+    asm volatile(
+        "{.reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1; @!done bra again;}"
+        : : "r"(barrier), "r"(phase) : "memory");
 }

@@ -1,35 +1,71 @@
-// Scores of STEP tiles: c[tile] is tokens g and g + 8 against queries 2 t and 2 t + 1.
+// The queries as operands of the matrix instruction: the lane's words pair with those that `score` looks up.
+struct Fragments {
+    u32 words[2 * KEY_STEPS];
+
+    // From rotated queries in float16: the lane's chunk of query g, and two dimensions of the next one.
+    __device__ __forceinline__ void load(const unsigned char* rotated, int g, int t) {
+        u32 pairs[KEY_CHUNK / 2 + 1];
+        const unsigned char* chunk = rotated + g * QUERY_ROW + t * QUERY_CHUNK;
+#pragma unroll
+        for (int i = 0; i < KEY_CHUNK / 8; i++) {
+            const uint4 x = ((const uint4*)chunk)[i];
+            pairs[4 * i] = x.x, pairs[4 * i + 1] = x.y, pairs[4 * i + 2] = x.z, pairs[4 * i + 3] = x.w;
+        }
+        pairs[KEY_CHUNK / 2] = *(const u32*)(rotated + g * QUERY_ROW + (t + 1) % 4 * QUERY_CHUNK);
+        int word = 0;
+        auto put = [&](int dim, bool two) {
+            const u32 x = dim % 2 ? __byte_perm(pairs[dim / 2], pairs[(dim + 1) / 2], 0x5432) : pairs[dim / 2];
+            words[word++] = two ? x : x & 0xffff;
+        };
+#pragma unroll
+        for (int j = 0; j < KEY_NIBBLES; j++) {
+            const int now = KeyRate::first(j), next = KeyRate::first(j + 1), after = KeyRate::first(j + 2);
+            if (KeyRate::pair(j)) {
+                put(now, next - now == 2);
+                put(next, after - next == 2);
+            } else {
+                put(now, true);
+            }
+        }
+    }
+};
+
+// Scores of STEP tiles: c[tile] is tokens g and g + 8 against queries 2 t and 2 t + 1. Codes that are used up are
+// replaced by those of the next tiles.
 __device__ __forceinline__ void score(
-    float (&c)[STEP][4], const Codes<KEY_BYTES> (&codes)[STEP], u32 table, u32 fragments
+    float (&c)[STEP][4], Codes<KEY_BYTES> (&codes)[STEP], const Fragments& queries, u32 table,
+    const unsigned char* const (&next)[STEP], int lane, bool more
 ) {
-    u32 a[STEP][4];
+    u32 a[STEP][4], eight[STEP][2];
     int filled = 0, step = 0;
 #pragma unroll
     for (int j = 0; j < KEY_NIBBLES; j++) {
-        u32 words[STEP][2][2];
-        const bool pair = KeyRate::pair(j);
+#pragma unroll
+        for (int tile = 0; tile < STEP; tile++) {
+            if (j % 4 == 0) {
+                eight[tile][0] = spread(codes[tile].words[j / 4], 0);
+                eight[tile][1] = spread(codes[tile].words[j / 4], 1);
+                codes[tile].load(next[tile], lane, j / 4, more);
+            }
+        }
+        u32 address[STEP][2];
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
-            for (int token = 0; token < 2; token++) {
-                look_up(entry(codes[tile].words, token * KEY_NIBBLES + j, table), j % KEY_P, pair,
-                        words[tile][token][0], words[tile][token][1]);
-            }
+            for (int token = 0; token < 2; token++) address[tile][token] = entry(eight[tile][token], j % 4, table);
         }
 #pragma unroll
         for (int word = 0; word < 2; word++) {
-            if (word > pair) continue;
+            if (word == 1 && !KeyRate::pair(j)) continue;
 #pragma unroll
             for (int tile = 0; tile < STEP; tile++) {
-                a[tile][2 * filled] = words[tile][0][word];
-                a[tile][2 * filled + 1] = words[tile][1][word];
+                a[tile][2 * filled] = look_up(address[tile][0], j % KEY_P, word);
+                a[tile][2 * filled + 1] = look_up(address[tile][1], j % KEY_P, word);
             }
             if (++filled == 2) {
-                u32 b0, b1;
-                asm("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(b0), "=r"(b1) : "r"(fragments + step * 256));
 #pragma unroll
                 for (int tile = 0; tile < STEP; tile++) {
-                    multiply(c[tile], a[tile][0], a[tile][1], a[tile][2], a[tile][3], b0, b1);
+                    multiply(c[tile], a[tile][0], a[tile][1], a[tile][2], a[tile][3], queries.words[2 * step], queries.words[2 * step + 1]);
                 }
                 filled = 0;
                 step++;
@@ -38,87 +74,43 @@ __device__ __forceinline__ void score(
     }
 }
 
-// Adds weighted values of a tile: rows of sums[r] are dimensions 2 r and 2 r + 1 of the lane group's chunk, and the
-// last one holds what the last nibble adds to the first dimensions of the next chunk.
+// Adds weighted values of a tile: sums[r] is dimension r of chunks g and g + 8 of queries 2 t and 2 t + 1, the last ones
+// what the last nibble adds to the chunks that follow. A word's halves belong to different dimensions, so it is
+// multiplied once by weights in the low halves and once by weights in the high halves.
 __device__ __forceinline__ void accumulate(
-    float (&sums)[VALUE_STEPS + 1][4], const Codes<VALUE_BYTES>& codes, u32 table, u32 b0, u32 b1
+    float (&sums)[VALUE_ROWS][4], Codes<VALUE_BYTES>& codes, u32 table, uint2 weights, const unsigned char* next, int lane,
+    bool more
 ) {
-    u32 before[4] = {0, 0, 0, 0};
-    u32 a[4];
+    const u32 low[2][2] = {{weights.x & 0xffff, weights.y & 0xffff}, {weights.x >> 16, weights.y >> 16}};
+    const u32 high[2][2] = {{weights.x << 16, weights.y << 16}, {weights.x & 0xffff0000u, weights.y & 0xffff0000u}};
 #pragma unroll
     for (int j = 0; j < VALUE_NIBBLES; j++) {
-        u32 words[4][2];
+        const int word = j * SIDES / 2, now = ValueRate::first(j), next_dim = ValueRate::first(j + 1);
         const bool pair = ValueRate::pair(j);
 #pragma unroll
-        for (int token = 0; token < 4; token++) {
-            look_up(entry(codes.words, token * VALUE_NIBBLES + j, table), j % VALUE_P, pair, words[token][0], words[token][1]);
-        }
-        if (ValueRate::closes(j) == 2) {
-            u32 x[4];
+        for (int token = 0; token < 2; token++) {
+            const u32 eight = spread(codes.words[word], token);
+            u32 a[2][4];
 #pragma unroll
-            for (int token = 0; token < 4; token++) x[token] = j ? add_pair(words[token][0], before[token]) : words[token][0];
-            // Two dimensions at once: the chunk's even and odd dimension only where they are a row pair.
-            const int dim = ValueRate::first(j);
-            a[dim & 1] = low_halves(x[0], x[1]);
-            a[2 + (dim & 1)] = low_halves(x[2], x[3]);
-            if (dim & 1) multiply(sums[dim / 2], a[0], a[1], a[2], a[3], b0, b1);
-            a[1 - (dim & 1)] = high_halves(x[0], x[1]);
-            a[3 - (dim & 1)] = high_halves(x[2], x[3]);
-            if (!(dim & 1)) multiply(sums[dim / 2], a[0], a[1], a[2], a[3], b0, b1);
-        } else {
-            const int dim = ValueRate::first(j);
-            // What the nibble before continues lies low in a word of its own or high in the shared one.
-            const bool high = j > 0 && !ValueRate::pair(j - 1);
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                u32 x = low_halves(words[2 * half][0], words[2 * half + 1][0]);
-                if (j) {
-                    x = add_half(before[2 * half], high, 0x00003c00u, x);
-                    x = add_half(before[2 * half + 1], high, 0x3c000000u, x);
+            for (int i = 0; i < 4; i++) {
+                if (SIDES == 1 && i % 2) {
+                    a[0][i] = a[1][i] = 0;
+                    continue;
                 }
-                a[2 * half + (dim & 1)] = x;
+                const u32 address = entry(eight, SIDES == 2 ? i : j % 2 * 2 + i / 2, table);
+                a[0][i] = look_up(address, j % VALUE_P, 0);
+                if (pair) a[1][i] = look_up(address, j % VALUE_P, 1);
             }
-            if (dim & 1) multiply(sums[dim / 2], a[0], a[1], a[2], a[3], b0, b1);
+            auto add = [&](int dim, int which, bool upper) {
+                const u32 (&b)[2] = upper ? high[token] : low[token];
+                multiply(sums[dim], a[which][0], a[which][1], a[which][2], a[which][3], b[0], b[1]);
+            };
+            add(now, 0, false);
+            if (next_dim - now == 2) add(now + 1, 0, true);
+            if (!pair) add(next_dim, 0, true);
+            if (pair) add(next_dim, 1, false);
+            if (pair && ValueRate::closes(j + 1) == 2) add(next_dim + 1, 1, true);
         }
-#pragma unroll
-        for (int token = 0; token < 4; token++) before[token] = pair ? words[token][1] : words[token][0];
+        if (SIDES == 2 || j % 2 || j == VALUE_NIBBLES - 1) codes.load(next, lane, word, more);
     }
-    constexpr bool shared_word = !ValueRate::pair(VALUE_NIBBLES - 1);
-    u32 lo[2], hi[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        u32 x = before[2 * half], y = before[2 * half + 1];
-        lo[half] = shared_word ? high_halves(x, y) : low_halves(x, y);
-        hi[half] = shared_word ? 0 : high_halves(x, y);
-    }
-    multiply(sums[VALUE_STEPS], lo[0], hi[0], lo[1], hi[1], b0, b1);
-}
-
-// Walsh-Hadamard transform over a warp; lane l holds elements 32 e + l. Code that runs once is kept short: fetching it
-// costs more than running it.
-__device__ __forceinline__ void hadamard(float (&x)[PER_LANE], int lane) {
-#pragma unroll 1
-    for (int stride = 1; stride < 32; stride *= 2) {
-#pragma unroll
-        for (int e = 0; e < PER_LANE; e++) {
-            float other = __shfl_xor_sync(~0u, x[e], stride);
-            x[e] = lane & stride ? other - x[e] : x[e] + other;
-        }
-    }
-#pragma unroll
-    for (int stride = 1; stride < PER_LANE; stride *= 2) {
-#pragma unroll
-        for (int e = 0; e < PER_LANE; e++) {
-            if (e & stride) continue;
-            float u = x[e], v = x[e + stride];
-            x[e] = u + v;
-            x[e + stride] = u - v;
-        }
-    }
-}
-
-__device__ __forceinline__ float warp_sum(float x) {
-#pragma unroll
-    for (int stride = 16; stride > 0; stride /= 2) x += __shfl_xor_sync(~0u, x, stride);
-    return x;
 }
