@@ -132,6 +132,7 @@ class TurboQuantCache(Cache):
         kind = TurboQuantLayer if self.options.max_length is None else FixedLayer
         for index in packed:
             layers[index] = kind(shared, index)
+            shared.layers.append(layers[index])
         self._shared = shared
         super().__init__(layers=layers)
 

@@ -112,13 +112,13 @@ class StateCodec:
             part = slice(start, start + step)
             x = states[:, :, part].float()
             x = x if self.mean is None else x - self.mean
-            rows, factors = self._encode_rows(x.reshape(-1, self.head_dim))
+            rows, factors = self.encode_rows(x.reshape(-1, self.head_dim))
             codes[:, :, part] = rows.view(batch, heads, -1, self.code_size)
             scalars[:, :, :, part] = factors.view(self.n_scalars, batch, heads, -1).to(torch.float16)
         return codes, scalars
 
-    def _encode_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes uint8 [n, code_size] and scalars float32 [n_scalars, n] of centred rows float32 [n, d]."""
+    def encode_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes uint8 [n, code_size] and scalars float32 [n_scalars, n] of rows float32 [n, d], the mean taken off."""
         root = math.sqrt(self.head_dim)
         norms = x.norm(dim=1)
         sound = norms.isfinite()

@@ -2,14 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
+from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
 from tqkv.layer import TurboQuantLayer
 from tqkv.masks import Padding
+from tqkv.storage import PackedStore
 from tqkv.view import AttentionView, CountedView
 
 __all__ = ["FixedLayer", "FixedView"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Counts of a decoding step on the device, the same for all layers that take part.
+
+    Attributes
+    ----------
+    slot : torch.Tensor
+        int64 [1], where in the window the new token goes.
+    leaving : torch.Tensor
+        int64 [1], the packed token that the one there before becomes.
+    held : torch.Tensor
+        int64 [slots], the token in each slot once the new one is there; below 0 where there is none.
+    mask : torch.Tensor
+        bool [batch, slots], which slots hold one.
+    lengths : torch.Tensor
+        int32 [batch], packed tokens.
+    """
+
+    slot: torch.Tensor
+    leaving: torch.Tensor
+    held: torch.Tensor
+    mask: torch.Tensor
+    lengths: torch.Tensor
 
 
 class FixedView(AttentionView):
@@ -19,10 +48,13 @@ class FixedView(AttentionView):
     ----------
     layer : FixedLayer
         The layer seen, as it is when attention runs.
+    step : Step
+        The step it is in.
     """
 
-    def __init__(self, layer: FixedLayer) -> None:
+    def __init__(self, layer: FixedLayer, step: Step) -> None:
         self.layer: FixedLayer = layer
+        self._step = step
 
     def settled(self) -> AttentionView:
         """The view in order of tokens; waits for the device."""
@@ -30,16 +62,12 @@ class FixedView(AttentionView):
 
     def counted(self, padding: Padding | None) -> CountedView:
         """The view as the kernel takes it, for the one query of a step: slots of the ring in any order."""
-        layer = self.layer
-        batch, held = layer.batch_size, layer.slot_tokens()
-        mask, starts = (held >= 0).expand(batch, -1), None
+        layer, step, starts = self.layer, self._step, None
+        mask = step.mask
         if padding is not None:
-            mask = mask & padding.mask[:, held.clamp(min=0)]
+            mask = mask & padding.mask[:, step.held.clamp(min=0)]
             starts = (padding.starts - layer.shared.options.sink_tokens).clamp(min=0)
-        lengths = (layer.length - layer.window.slots).clamp(min=0).to(torch.int32).expand(batch)
-        return CountedView(
-            lengths.contiguous(), starts, layer.window.keys, layer.window.values, mask.contiguous()
-        )
+        return CountedView(step.lengths, starts, layer.window.keys, layer.window.values, mask)
 
 
 class FixedLayer(TurboQuantLayer):
@@ -61,7 +89,7 @@ class FixedLayer(TurboQuantLayer):
         """Allocate everything for states [batch, heads, tokens, d] like these."""
         super().lazy_initialization(key_states, value_states)
         self.length = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._known = 0
+        self._known, self._ahead = 0, None
         self._spill = -(-(self._limit - self.window.slots) // TILE_TOKENS) * TILE_TOKENS
         for store in (self.key_store, self.value_store):
             # One tile more takes what a step encodes before the ring is full.
@@ -95,9 +123,9 @@ class FixedLayer(TurboQuantLayer):
     def _extend(self, key_states: torch.Tensor, value_states: torch.Tensor) -> AttentionView:
         tokens = key_states.shape[2]
         if tokens == 1 and self._known:
-            self._step(key_states, value_states)
+            step = self._step(key_states, value_states)
             self._known += 1
-            return FixedView(self)
+            return FixedView(self, step)
         before = self.view()
         keys = torch.cat([before.keys, key_states], dim=2) if self._known else key_states
         values = torch.cat([before.values, value_states], dim=2) if self._known else value_states
@@ -112,30 +140,73 @@ class FixedLayer(TurboQuantLayer):
         self._hold(rest[0], rest[1], before.packed + n)
         return view
 
-    def _step(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+    def _step(self, key_states: torch.Tensor, value_states: torch.Tensor) -> Step:
         """Put one token in the place of the oldest of the ring, which is encoded; no token count is on the host."""
-        slots, at = self.window.slots, self.length.reshape(1)
-        slot = self._slot(at)
-        leaving = torch.where(at >= slots, at - slots, self._spill).clamp(max=self._spill)
-        for store, states in zip(
-            (self.key_store, self.value_store), self.window.select_slots(slot), strict=True
-        ):
-            store.write_one(leaving, *store.codec.encode(states))
-        self.window.put(slot, key_states, value_states)
+        step, self._ahead = self._ahead, None
+        if step is None:
+            step = self._begin()
+        self.window.put(step.slot, key_states, value_states)
         self.length.add_(1)
+        return step
+
+    def _begin(self) -> Step:
+        """Encode the tokens that leave the rings, of this layer and of all that are about to take the same step."""
+        slots, at = self.window.slots, self.length.reshape(1)
+        held, batch = self.slot_tokens(self.length), self.batch_size
+        step = Step(
+            self._slot(at),
+            torch.where(at >= slots, at - slots, self._spill).clamp(max=self._spill),
+            held,
+            (held >= 0).expand(batch, -1).contiguous(),
+            (at + 1 - slots).clamp(min=0).to(torch.int32).expand(batch).contiguous(),
+        )
+        orders = [store.layout for store in (self.key_store, self.value_store)]
+        if self.device.type != "cuda" or None in orders:
+            for store, states in zip(
+                (self.key_store, self.value_store), self.window.select_slots(step.slot), strict=True
+            ):
+                store.write_one(step.leaving, *store.codec.encode(states))
+            return step
+        from tqkv.kernels.append import RingSide, append_leaving
+
+        fixed = [layer for layer in self.shared.layers if isinstance(layer, FixedLayer)]
+        layers = [layer for layer in fixed if self._goes_with(layer)]
+        for side, order in zip(("key", "value"), orders, strict=True):
+            rings = []
+            for layer in layers:
+                store: PackedStore = getattr(layer, f"{side}_store")
+                window = getattr(layer.window, f"{side}s")
+                rings.append(RingSide(window, store.codes, store.scalars[0], store.codec.mean))
+            codec: StateCodec = getattr(self, f"{side}_store").codec
+            append_leaving(rings, codec, order, step.slot, step.leaving)
+        for layer in layers:
+            layer._ahead = None if layer is self else step
+        return step
+
+    def _goes_with(self, other: FixedLayer) -> bool:
+        """Whether a layer is this one, or about to take the same step with states of the same shape."""
+        if other is self:
+            return True
+        return (
+            other.is_initialized
+            and other._ahead is None
+            and other._known == self._known
+            and (other.device, other.dtype) == (self.device, self.dtype)
+            and other.key_store.codes.shape == self.key_store.codes.shape
+            and other.value_store.codes.shape == self.value_store.codes.shape
+        )
 
     def _slot(self, tokens: torch.Tensor) -> torch.Tensor:
         """Where in the window tokens lie: the first in order, the others round the ring."""
         sinks, recent = self.shared.options.sink_tokens, self.shared.options.recent_tokens
         return torch.where(tokens < sinks, tokens, sinks + (tokens - sinks) % recent)
 
-    def slot_tokens(self) -> torch.Tensor:
-        """The token in each slot of the window, int64 [slots] on the device; below 0 where there is none."""
+    def slot_tokens(self, last: torch.Tensor) -> torch.Tensor:
+        """The token in each slot once `last`, int64 [], is there: int64 [slots]; below 0 where there is none."""
         sinks, recent = self.shared.options.sink_tokens, self.shared.options.recent_tokens
         slots = torch.arange(self.window.slots, device=self.device)
-        last = self.length - 1
         ring = last - (last - slots) % recent
-        first = torch.where(slots < self.length, slots, -1)
+        first = torch.where(slots <= last, slots, -1)
         return torch.where(slots < sinks, first, torch.where(ring >= sinks, ring, -1))
 
     def _hold(self, keys: torch.Tensor, values: torch.Tensor, packed: int) -> None:
@@ -145,7 +216,7 @@ class FixedLayer(TurboQuantLayer):
         tokens = torch.where(tokens < sinks, tokens, tokens + packed)
         self.window.put(self._slot(tokens), keys, values)
         self.length.fill_(length)
-        self._known = length
+        self._known, self._ahead = length, None
 
     def view(self) -> AttentionView:
         """What attention sees of the layer as it is, in order of tokens; waits for the device."""
@@ -174,7 +245,7 @@ class FixedLayer(TurboQuantLayer):
         """Forget all tokens; memory, and graphs that were captured, stay."""
         self._handed_out = False
         if self.is_initialized:
-            self._known = 0
+            self._known, self._ahead = 0, None
             self.length.zero_()
 
     def crop(self, tokens_to_remove: int) -> None:

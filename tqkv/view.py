@@ -51,11 +51,14 @@ class Shared:
         The decoder's configuration, which names the attention implementation in use.
     stats : CacheStats
         Counters.
+    layers : list of TurboQuantLayer
+        The layers that hold codes, in order.
     """
 
     options: CacheOptions
     config: PreTrainedConfig
     stats: CacheStats = field(default_factory=CacheStats)
+    layers: list[TurboQuantLayer] = field(default_factory=list)
 
     @property
     def reads_packed(self) -> bool:

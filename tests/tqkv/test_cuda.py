@@ -145,6 +145,30 @@ def test_steps_in_a_graph(tiny, ids, options):
     torch.testing.assert_close(torch.cat(got, dim=1), want, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("options", [*OPTIONS, {"bits": 3, "centre_keys": False}])
+@pytest.mark.parametrize("prompt", [3, 30])
+def test_steps_encode_what_leaves_every_ring(tiny, options, prompt):
+    """Codes and scales of each layer's packed tokens are those of the states given, the window holds the others."""
+    cache = TurboQuantCache(models(tiny).config, recent_tokens=16, max_length=220, **options)
+    generator = torch.Generator("cuda").manual_seed(0)
+    states = torch.randn(3, 2, 2, 2, 100, 128, device="cuda", generator=generator).bfloat16() + 0.5
+    for start, stop in [(0, prompt), *((n, n + 1) for n in range(prompt, 100))]:
+        for index, (keys, values) in enumerate(states):
+            cache.update(keys[:, :, start:stop], values[:, :, start:stop], index)
+    for layer, sides in zip(cache.packed_layers, states, strict=True):
+        view = layer.view()
+        assert view.packed == 80
+        for store, given, held in zip(
+            (layer.key_store, layer.value_store), sides, (view.keys, view.values), strict=True
+        ):
+            assert torch.equal(held, given[:, :, [*range(4), *range(84, 100)]])
+            codes, scalars = store.codec.encode(given[:, :, 4:84])
+            same = (store.rows(0, 80) == codes).all(-1)
+            # Matrix products of few rows and of many round differently, which may tip a code.
+            assert same.float().mean() > 0.97
+            torch.testing.assert_close(store.scalars[..., :80][:, same], scalars[:, same], rtol=2e-3, atol=0)
+
+
 def test_layers_on_their_devices(tiny, ids, tmp_path):
     """A cache saved from a device continues on it."""
     model = models(tiny, dtype=torch.float32)
