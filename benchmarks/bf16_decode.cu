@@ -8,6 +8,7 @@ typedef unsigned short u16;
 constexpr int D = HEAD_DIM, QUERIES = 8, TILE = 16, THREADS = WARPS * 32;
 constexpr int KEY_PIECES = D / 32, VALUE_PIECES = D / 64;  // 16-byte loads of a lane, of one token
 constexpr int PITCH = D + 24, WARP_PITCH = QUERIES * PITCH;
+constexpr int IN_FLIGHT = 12;  // partial sums that a thread loads at a time
 constexpr float NO_SCORE = -1e30f;
 
 __device__ __forceinline__ float exp2_(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
@@ -170,11 +171,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(
     }
     __syncthreads();
     const float* rows = part_sums + (long long)row * parts * QUERIES * D;
-    for (int index = threadIdx.x; index < group * D; index += THREADS) {
-        int i = index / D;
-        float x = 0;
-#pragma unroll 8
-        for (int s = 0; s < parts; s++) x += all[i * parts + s] * __ldcg(rows + (long long)s * QUERIES * D + index);
-        out[((long long)row * group + i) * D + index % D] = (u16)(pair(x / tops[i], 0) & 0xffff);
+    for (int index = threadIdx.x; index < group * D / 4; index += THREADS) {
+        const int i = index / (D / 4), dim = index % (D / 4) * 4;
+        float4 x = make_float4(0, 0, 0, 0);
+        for (int s = 0; s < parts; s += IN_FLIGHT) {
+            float4 y[IN_FLIGHT];
+#pragma unroll
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                y[k] = __ldcg((const float4*)(rows + ((long long)min(s + k, parts - 1) * QUERIES + i) * D + dim));
+            }
+#pragma unroll
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                const float w = s + k < parts ? all[i * parts + s + k] : 0.0f;
+                x.x += w * y[k].x, x.y += w * y[k].y, x.z += w * y[k].z, x.w += w * y[k].w;
+            }
+        }
+        const float inverse = 1 / tops[i];
+        *(uint2*)(out + ((long long)row * group + i) * D + dim) = make_uint2(pair(x.x * inverse, x.y * inverse), pair(x.z * inverse, x.w * inverse));
     }
 }

@@ -7,6 +7,10 @@ as many copies of its data as exceed the L2 cache; the median over replays, divi
 bfloat16 methods are PyTorch's attention with each backend that takes the case, in two forms (`enable_gqa`, and the
 queries of a group as the queries of one head), its flex attention, and a split kernel of our own design over plain
 bfloat16 states (`bf16_decode.cu`).
+
+Beside each time of the packed kernel stand three that it cannot beat, `limits`: its bytes at the bandwidth of a copy,
+its look-ups at one pass of shared memory a cycle, and its instructions at four a cycle, all of them of the main loop
+alone and with no multiprocessor idle.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tqcore.chain import chain_tables
+from tqcore.config import CHAIN_RATES
 from tqcore.gpu.rtc import compile_module
 from tqkv.kernels.decode import PackedStates, decode_attention
 from tqkv.layout import PackedLayout
@@ -34,6 +39,13 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 _SPLIT_WARPS = 8
+# Warp instructions of the main loop for 16 tokens, keys and values, in sm_90 code of CUDA 13.0 without the branches
+# that raise the maximum: by head_dim and bits.
+_INSTRUCTIONS: dict[int, dict[float, int]] = {
+    64: {2: 315, 2.5: 371, 3: 373, 3.5: 387, 4: 376},
+    128: {2: 408, 2.5: 480, 3: 498, 3.5: 512, 4: 503},
+    256: {2: 757, 2.5: 929, 3: 934, 3.5: 948, 4: 956},
+}
 
 
 def microseconds(calls: list[Callable[[], Any]], replays: int) -> float:
@@ -87,6 +99,22 @@ def packed_calls(case: dict[str, int], bits: float, window: int) -> tuple[list[C
         for keys, values in sides
     ]
     return calls, nbytes
+
+
+def limits(case: dict[str, int], bits: float, nbytes: int, options: argparse.Namespace) -> dict[str, float]:
+    """Microseconds that bytes, look-ups and instructions take at least."""
+    p, q = CHAIN_RATES[bits]
+    closing = [-(-(j + 1) * q // p) - -(-j * q // p) for j in range(p + 1)]
+    # A nibble takes one word of two values where it closes one dimension and continues into one, else two.
+    words = sum(1 if closing[j] == closing[j + 1] == 1 else 2 for j in range(p))
+    passes = 2 * 16 * case["d"] // q * words / 32
+    tiles = case["batch"] * case["kv_heads"] * case["tokens"] / 16
+    cycles = options.clock * 1e3 * torch.cuda.get_device_properties(0).multi_processor_count
+    return {
+        "bytes": nbytes / options.bandwidth / 1e3,
+        "look_ups": tiles * passes / cycles,
+        "instructions": tiles * _INSTRUCTIONS[case["d"]][bits] / 4 / cycles,
+    }
 
 
 def split_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -182,10 +210,12 @@ def measure(case: dict[str, int], rates: list[float], options: argparse.Namespac
     for bits in rates:
         calls, read = packed_calls(case, bits, options.window)
         us = microseconds(calls, options.replays)
-        result["packed"][f"{bits:g}"] = {"us": us, "bytes": read}
+        least = limits(case, bits, read, options)
+        result["packed"][f"{bits:g}"] = {"us": us, "bytes": read, "limits": least}
         print(
             f"  {bits:g} bits: {us:8.1f} us  ratio {best / us:5.2f}  {read / us / 1e3:7.0f} GB/s  "
-            f"{read / us / 1e3 / options.bandwidth:4.0%}",
+            f"{read / us / 1e3 / options.bandwidth:4.0%}  at least "
+            + ", ".join(f"{time:.1f} us of {name}" for name, time in least.items()),
             flush=True,
         )
     return result
@@ -208,6 +238,9 @@ def main() -> None:
     )
     parser.add_argument("--replays", type=int, default=20)
     parser.add_argument("--bandwidth", type=float, default=4300, help="GB/s that shares are of")
+    parser.add_argument(
+        "--clock", type=float, default=1.9, help="GHz of the multiprocessors that limits are for"
+    )
     parser.add_argument("--flex", action="store_true", help="compile and time flex attention too")
     parser.add_argument("--no-plain", action="store_true", help="only the packed kernel")
     parser.add_argument("--out", help="folder of the record")
@@ -226,7 +259,12 @@ def main() -> None:
     if options.out:
         from tqbench.records import new_record, write_record
 
-        settings = {"replays": options.replays, "window": options.window, "bandwidth_gb_s": options.bandwidth}
+        settings = {
+            "replays": options.replays,
+            "window": options.window,
+            "bandwidth_gb_s": options.bandwidth,
+            "clock_ghz": options.clock,
+        }
         gpu = torch.cuda.get_device_properties(0)
         device = {"name": gpu.name, "multiprocessors": gpu.multi_processor_count, "torch": torch.__version__}
         record = new_record("gpu-attention", settings=settings, device=device, results=results)
