@@ -68,11 +68,10 @@ class Muon:
             gradients = torch.stack([p.grad.mT if _tall(p) else p.grad for p in members])
             buffer.lerp_(gradients, 1 - self.momentum)
             updates = orthogonalized(gradients.lerp_(buffer, self.momentum).bfloat16()).float()
-            scales = [max(1.0, p.shape[0] / p.shape[1]) ** 0.5 for p in members]
-            changes = [(u.mT if _tall(p) else u) for u, p in zip(updates.unbind(0), members, strict=True)]
-            torch._foreach_mul_(members, 1 - rate * self.decay)
-            torch._foreach_add_(members, torch._foreach_mul(changes, [-rate * s for s in scales]))
-            for parameter in members:
+            for parameter, update in zip(members, updates.unbind(0), strict=True):
+                scale = max(1.0, parameter.shape[0] / parameter.shape[1]) ** 0.5
+                change = update.mT if _tall(parameter) else update
+                parameter.mul_(1 - rate * self.decay).add_(change, alpha=-rate * scale)
                 parameter.grad = None
 
 

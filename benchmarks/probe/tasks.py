@@ -87,7 +87,7 @@ class TaskWriter(Weaver):
 
     def plain(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Text."""
-        return self.slice(length), np.full(length, LANGUAGE, np.uint8)
+        return self.cut(length), np.full(length, LANGUAGE, np.uint8)
 
     def repeated(self, length: int) -> tuple[np.ndarray, np.ndarray]:
         """Text with passages, real or random, that come again."""
@@ -332,7 +332,7 @@ class TaskWriter(Weaver):
         size = length - sum(map(len, hidden)) - len(question) - len(said)
         if size < 16:
             raise ValueError(f"length must leave room for the haystack of {task}, got {length}")
-        haystack = self.slice(size)
+        haystack = self.cut(size)
         places = [self.snapped(haystack, int(depth * size))]
         places += [self.snapped(haystack, self.choice.randint(0, size)) for _ in hidden[1:]]
         places[:linked] = sorted(places[:linked])

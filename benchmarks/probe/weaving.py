@@ -50,7 +50,7 @@ class Weaver:
         self._stop_line = joined[0] if len(joined) == 1 else None
         self._noises = [np.array(encoder((NOISE + end) * 4), np.int64) for end in ("\n", " ")]
 
-    def slice(self, length: int) -> np.ndarray:
+    def cut(self, length: int) -> np.ndarray:
         """`length` tokens of the text, int64, from a random place."""
         start = self.choice.randrange(len(self.text) - length)
         return self.text[start : start + length].astype(np.int64)
@@ -58,7 +58,7 @@ class Weaver:
     def haystack(self, size: int) -> tuple[np.ndarray, int]:
         """`size` tokens of text, or now and then of noise, and their label."""
         if self.choice.random() >= 0.08:
-            return self.slice(size), LANGUAGE
+            return self.cut(size), LANGUAGE
         noise = self.choice.choice(self._noises)
         return np.tile(noise, size // len(noise) + 1)[:size], SILENT
 
@@ -115,6 +115,6 @@ class Weaver:
         woven, marks = np.concatenate(tokens).astype(np.int64), np.concatenate(labels)
         missing = length - len(woven)
         if missing > 0:
-            woven = np.concatenate([self.slice(missing), woven])
+            woven = np.concatenate([self.cut(missing), woven])
             marks = np.concatenate([np.full(missing, SILENT, np.uint8), marks])
         return woven[-length:], marks[-length:]

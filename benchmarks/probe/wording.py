@@ -157,7 +157,8 @@ class Wordsmith:
 
     def keys(self, count: int, kind: str, alike: bool = False) -> list[str]:
         """Up to `count` different keys; `alike` ones are made of few words."""
-        pool = self.choice.sample(self.words, max(4, int(count**0.5) + 2)) if alike else self.words
+        few = min(len(self.words), max(4, int(count**0.5) + 2))
+        pool = self.choice.sample(self.words, few) if alike else self.words
         found: dict[str, None] = {}
         for _ in range(20 * count):
             if len(found) == count:
