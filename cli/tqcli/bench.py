@@ -75,7 +75,12 @@ def bench() -> None:
     show_default=True,
     help="[qwen] Of the model.",
 )
-@click.option("--device", default="auto", show_default=True, help="[qwen] cpu, cuda, cuda:1, ...")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cuda compares on the GPU: ours, faiss-gpu, a bfloat16 product. [qwen] cpu, cuda, cuda:1, ...",
+)
 @click.option("--local-files-only", is_flag=True, help="[qwen] Use no network.")
 @click.option("--text-dir", help="[qwen] Folder of .txt files instead of a corpus of the hub.")
 @click.option(
@@ -112,9 +117,13 @@ def ann(
     from tqbench.report import write_report
     from tqbench.suites import run_ann
 
+    options = SourceOptions(**source_options)
+    if options.device.startswith("cuda"):
+        _ann_on_device(source, options, methods, bits, k, repeats, out, name, as_json)
+        return
     record = run_ann(
         source,
-        SourceOptions(**source_options),
+        options,
         methods=methods,
         bits=bits,
         quick=quick,
@@ -133,6 +142,49 @@ def ann(
     from tqbench.display import print_record
 
     print_record(record, Console())
+    for path in written:
+        click.echo(f"wrote {path}")
+
+
+def _ann_on_device(
+    source: str,
+    options: SourceOptions,
+    methods: tuple[str, ...],
+    bits: tuple[float, ...],
+    k: int,
+    repeats: int,
+    out: str,
+    name: str | None,
+    as_json: bool,
+) -> None:
+    """Compare on a CUDA device; print a table, and write a record and a PNG."""
+    from tqbench.on_device import run_device_ann
+
+    record = run_device_ann(source, options, methods=methods, bits=bits, k=k, repeats=repeats)
+    _show_on_device([record], out, name, as_json)
+
+
+def _show_on_device(records: list[dict[str, Any]], out: str, name: str | None, as_json: bool) -> None:
+    """Write records of a CUDA device with their PNGs, and print them as tables or JSON."""
+    from rich.console import Console
+
+    from tqbench.device_picture import write_device_picture
+    from tqbench.on_device import print_device_record
+    from tqbench.records import record_name, write_record
+
+    written = []
+    for record in records:
+        own = (
+            f"{name}-{record['dataset']['name']}"
+            if name and len(records) > 1
+            else name or record_name(record)
+        )
+        written += [write_record(record, out, own), write_device_picture(record, out, own)]
+        if not as_json:
+            print_device_record(record, Console(width=None if sys.stdout.isatty() else 150))
+    if as_json:
+        print_json(records[0] if len(records) == 1 else records)
+        return
     for path in written:
         click.echo(f"wrote {path}")
 
@@ -165,6 +217,13 @@ def _axis(name: str) -> str:
 @click.option("--column", help="Column of a parquet file, dataset of an HDF5 file.")
 @click.option("--repeats", default=3, show_default=True, help="Interleaved repeats of every figure.")
 @click.option("--updates/--no-updates", default=True, show_default=True, help="Add, remove, filter, threads.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="cuda measures on the GPU, beside faiss-gpu and a bfloat16 product, with its own defaults of the axes.",
+)
 @click.option("--updates-n", type=int, help="Vectors of the updates. Default 20,000; with --full 100,000.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", default="tq-results", show_default=True, help="Folder for record, PNG and HTML.")
@@ -179,6 +238,7 @@ def speed(
     column: str | None,
     repeats: int,
     updates: bool,
+    device: str,
     updates_n: int | None,
     seed: int,
     out: str,
@@ -191,6 +251,12 @@ def speed(
     Prints our speed and recall, the fastest rival's, and the fastest of equal recall; what share of the machine's
     limits we reach; updates; and the medians of the ratios. Writes a record, a PNG and one HTML page.
     """
+    if device == "cuda":
+        from tqbench.on_device import run_device_speed
+
+        own: dict[str, Any] = {axis: axes[axis] for axis in ("n", "d", "nq", "bits", "k")}
+        _show_on_device(run_device_speed(**own, repeats=repeats, seed=seed), out, name, as_json)
+        return
     from tqbench.records import record_name, write_record
     from tqbench.speed.cells import SpeedSettings
     from tqbench.speed.grid import make_grid
