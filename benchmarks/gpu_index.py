@@ -1,6 +1,7 @@
 """Times of the index on one CUDA device beside torch's bf16 product, with recall, as a JSON record.
 
 python benchmarks/gpu_index.py --n 1000000 --d 768 --bits 4 --out benchmarks/results
+python benchmarks/gpu_index.py --scale --out benchmarks/results --name gpu-index-scale
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from tqann import TurboQuantIndex
+from tqbench.on_device import milliseconds
 
 _CHUNK = 1 << 18
 
@@ -31,10 +33,18 @@ def parse() -> argparse.Namespace:
         "--recall-queries", type=int, default=100, help="compared with exact search; 0 for none"
     )
     parser.add_argument("--baseline", action="store_true", help="time torch's bf16 product and topk as well")
+    parser.add_argument(
+        "--scale",
+        action="store_true",
+        help="100 million vectors at 2 bits, searched with 1, 100 and 1,000 queries",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="folder of the record")
     parser.add_argument("--name", default="gpu-index")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.scale:
+        options.n, options.bits, options.nq, options.repeats = 100_000_000, 2.0, [1, 100, 1000], 3
+    return options
 
 
 def chunk(options: argparse.Namespace, number: int) -> torch.Tensor:
@@ -42,22 +52,6 @@ def chunk(options: argparse.Namespace, number: int) -> torch.Tensor:
     generator = torch.Generator("cuda").manual_seed(options.seed * 1_000_003 + number)
     rows = min(_CHUNK, options.n - number * _CHUNK)
     return torch.randn(rows, options.d, device="cuda", generator=generator)
-
-
-def milliseconds(call: Any, repeats: int) -> list[float]:
-    """Device times of `call` by events, after two warm-up calls."""
-    for _ in range(2):
-        call()
-    times = []
-    for _ in range(repeats):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return times
 
 
 def exact(options: argparse.Namespace, queries: torch.Tensor) -> torch.Tensor:
@@ -85,6 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     index.add(chunk(options, 0)[:64])  # compiles
     index.reset()
+    torch.cuda.reset_peak_memory_stats()
     adding = 0.0
     for number in range(-(-options.n // _CHUNK)):
         base = chunk(options, number)
@@ -99,6 +94,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "add_vectors_per_second": options.n / adding,
         "index_bytes": index.nbytes(),
         "bytes_per_vector": index.code_size,
+        "add_peak_device_bytes": torch.cuda.max_memory_allocated(),
         "search": [],
     }
     for nq in options.nq:

@@ -105,6 +105,10 @@ class Collection:
         """Return vectors `x` as float32 [n, d], or refuse them under `name`."""
         return check_vectors(x, name, self.quantizer.d)
 
+    def check_queries(self, x: Any, name: str) -> Any:
+        """Return queries as `check` does."""
+        return self.check(x, name)
+
     def host(self, x: Any) -> np.ndarray:
         """Return checked vectors as a NumPy array."""
         return x

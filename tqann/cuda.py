@@ -95,6 +95,13 @@ class DeviceCollection(Collection):
             return self._store.check(x, name, self.quantizer.d)
         return check_vectors(x, name, self.quantizer.d)
 
+    def check_queries(self, x: Any, name: str) -> Any:
+        """Return queries as `check` does; the search refuses tensors that are not finite when it has run."""
+        # Vectors brought to length 1 would hide a norm beyond float32.
+        if self._is_tensor(x) and not self.quantizer.normalize:
+            return self._store.check_shape(x, name, self.quantizer.d)
+        return self.check(x, name)
+
     def host(self, x: Any) -> np.ndarray:
         """Return a checked array, or a tensor's values, as a NumPy array."""
         return x.cpu().numpy() if self._is_tensor(x) else x

@@ -293,7 +293,7 @@ class TurboQuantIndex:
             Ids; equal values come by smaller id. Where fewer than k vectors are left, -1, and in D the
             largest float32 for l2 or its negative.
         """
-        queries = self._vectors.check(x, "x")
+        queries = self._vectors.check_queries(x, "x")
         k = check_integer(k, "k", 1)
         options = self._options(params)
         if self._vectors.pads:
@@ -329,7 +329,7 @@ class TurboQuantIndex:
         D, I : float32 and int64 [lims[nq]]
             As for `search`, best first for each query.
         """
-        queries = self._vectors.check(x, "x")
+        queries = self._vectors.check_queries(x, "x")
         radius = check_radius(radius)
         options = self._options(params)
         if not self._vectors.pads and (not len(queries) or not self.ntotal):

@@ -69,6 +69,25 @@ def test_many_rows_and_large_k(nq: int) -> None:
         _same(cpu.search(q, k), gpu.search(q, k))
 
 
+@pytest.mark.parametrize("nq", [1, 30, 60, 110, 300])
+@pytest.mark.parametrize(
+    ("bits", "memory", "d"), [(4, 2, 65), (4, 3, 130), (2, 2, 99), (2, 3, 64), (1, 2, 200)]
+)
+def test_products_of_bytes(bits: float, memory: int, d: int, nq: int) -> None:
+    cpu, gpu = _pair(40_000, d, bits, metric="l2" if memory == 2 else "ip", memory=memory)
+    q = _data(nq, d, 1)
+    for k in (1, 10):
+        _same(cpu.search(q, k), gpu.search(q, k))
+
+
+@pytest.mark.parametrize("nq", [3, 300])
+def test_queries_of_one_large_coordinate(nq: int) -> None:
+    cpu, gpu = _pair(20_000, 64, 4, metric="ip")
+    q = np.zeros((nq, 64), np.float32)
+    q[np.arange(nq), np.arange(nq) % 64] = np.logspace(-18, 18, nq)
+    _same(cpu.search(q, 10), gpu.search(q, 10))
+
+
 def test_thresholds_raised_on_the_way() -> None:
     cpu, gpu = _pair(150_000, 64, 2, metric="l2")
     q = _data(3000, 64, 1)

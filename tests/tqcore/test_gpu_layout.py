@@ -33,7 +33,7 @@ def test_layout_decodes_every_rate(bits: float, memory: int) -> None:
         layout = CodeLayout(quantizer, torch.device("cpu"))
         codes, _ = quantizer.encode(np.random.default_rng(d).standard_normal((9, d)).astype(np.float32))
         np.testing.assert_array_equal(_decoded(layout, codes), _core.decode(quantizer.core, codes))
-        assert layout.words == -(-quantizer.code_size // 4)
+        assert layout.words == -(-quantizer.code_size // 16) * 4
 
 
 def test_layout_decodes_the_segments_of_a_plan() -> None:
@@ -50,14 +50,14 @@ def test_layout_decodes_the_segments_of_a_plan() -> None:
 
 @pytest.mark.parametrize("n", [1, 31, 32, 33, 100])
 def test_blocks_hold_rows(n: int) -> None:
-    from tqcore.gpu.layout import LANES, pack_blocks, unpack_blocks
+    from tqcore.gpu.layout import LANES, UNIT, pack_blocks, unpack_blocks
 
     codes = torch.from_numpy(np.random.default_rng(n).integers(0, 256, (n, 13), dtype=np.uint8))
-    blocks = torch.zeros(-(-(n + 5) // LANES), 4, LANES, dtype=torch.int32)
+    blocks = torch.zeros(-(-(n + 5) // LANES), 1, LANES, UNIT, dtype=torch.int32)
     pack_blocks(blocks, 5, codes)
     assert torch.equal(unpack_blocks(blocks, torch.arange(5, n + 5), 13), codes)
     row = (n + 4) // LANES, (n + 4) % LANES
-    assert int(blocks[row[0], 0, row[1]]) & 0xFFFFFFFF == int.from_bytes(
+    assert int(blocks[row[0], 0, row[1], 0]) & 0xFFFFFFFF == int.from_bytes(
         bytes(codes[-1, :4].tolist()), "little"
     )
 
@@ -67,3 +67,29 @@ def test_rows_that_fit_no_shared_memory_are_refused() -> None:
 
     with pytest.raises(ValueError, match="at most 6800 bytes on a CUDA device"):
         CodeLayout(Quantizer(16384, 4), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("memory", [2, 3])
+@pytest.mark.parametrize("bits", [1.0, 2.0, 3.0, 4.0, 6.0, 8.0])
+def test_byte_tables_are_close_and_within_the_range_of_the_kernel(bits: float, memory: int) -> None:
+    from tqcore.chain import chain_tables
+    from tqcore.gpu.layout import ByteTables
+
+    bytes_, tables = ByteTables(bits, memory), chain_tables(bits, memory)
+    assert bytes_.entries.max() <= 127
+    assert bytes_.entries.max(axis=2).astype(int).sum(axis=1).max() <= 255
+    for phase in range(bytes_.phases):
+        left = tables[phase] - bytes_.step[phase] * bytes_.entries[phase]
+        # The zero spreads over the ages as it likes; what is left of sums is what counts.
+        spread = np.ptp(left, axis=1).sum()
+        assert spread <= memory * bytes_.step[phase] * 1.0001
+        middle = left.mean(axis=1).sum() + bytes_.step[phase] * bytes_.zero[phase]
+        assert abs(middle) < 1e-6
+
+
+def test_rates_of_long_periods_have_no_byte_tables() -> None:
+    from tqcore.gpu.layout import CodeLayout
+
+    assert CodeLayout(Quantizer(64, 2), torch.device("cpu")).bytes is not None
+    for bits in (1.5, 2.5, 3.5, 5, 0.5):
+        assert CodeLayout(Quantizer(64, bits), torch.device("cpu")).bytes is None

@@ -12,9 +12,21 @@ from tqcore.chain import chain_tables
 from tqcore.config import CHAIN_RATES, chain_layout
 from tqcore.quantizer import Quantizer
 
-__all__ = ["LANES", "MAX_WORDS", "CodeLayout", "DeviceRows", "pack_blocks", "unpack_blocks"]
+__all__ = [
+    "LANES",
+    "MAX_WORDS",
+    "UNIT",
+    "ByteTables",
+    "CodeLayout",
+    "DeviceRows",
+    "pack_blocks",
+    "unpack_blocks",
+]
 
 LANES = 32  # rows of a block
+UNIT = 4  # 32-bit words of a row that lie together
+_MOST_PHASES = 4
+_MOST_PERIOD = 3  # products take every nibble for every phase
 MAX_WORDS = 1700  # 32-bit words of a row, so that a block fits shared memory
 
 
@@ -24,6 +36,9 @@ class _Code(ctypes.Structure):
         ("tables", ctypes.c_void_p),
         ("d", ctypes.c_int32),
         ("words", ctypes.c_int32),
+        ("nibbles", ctypes.c_int32),
+        ("phases", ctypes.c_int32),
+        ("memory", ctypes.c_int32),
     )
 
 
@@ -34,6 +49,14 @@ class _Rows(ctypes.Structure):
         ("half_norm", ctypes.c_void_p),
         ("mask", ctypes.c_void_p),
         ("n", ctypes.c_int64),
+    )
+
+
+class _Bytes(ctypes.Structure):
+    _fields_ = (
+        ("entry", ctypes.c_uint8 * 192),
+        ("step", ctypes.c_float * 4),
+        ("zero", ctypes.c_float * 4),
     )
 
 
@@ -57,7 +80,7 @@ class CodeLayout:
         dims, tables, self.segments = _described(quantizer)
         self.d = len(dims)
         self.code_size = quantizer.code_size
-        self.words = -(-quantizer.code_size // 4)
+        self.words = -(-quantizer.code_size // (4 * UNIT)) * UNIT
         if self.words > MAX_WORDS:
             raise ValueError(
                 f"a row must take at most {4 * MAX_WORDS} bytes on a CUDA device, got {quantizer.code_size}"
@@ -67,10 +90,81 @@ class CodeLayout:
         # The most that one coordinate of a query can add to a score, for error bounds.
         reach = np.abs(tables).max(axis=2).sum(axis=1)
         self.reach = torch.from_numpy(reach[dims[:, 3]].astype(np.float32)).to(device)
+        self.bytes = None
+        ((_, rate), *others) = self.segments
+        if not others and CHAIN_RATES[rate][0] <= _MOST_PERIOD and CHAIN_RATES[rate][1] <= _MOST_PHASES:
+            self.bytes = ByteTables(rate, quantizer.memory)
+        self.nibbles = int(dims[:, :3].max()) + 1
+        self._phases = self.bytes.phases if self.bytes and self.bytes.period == 1 else 0
+        self._argument = _Code(
+            self.dims.data_ptr(),
+            self.tables.data_ptr(),
+            self.d,
+            self.words,
+            self.nibbles,
+            self._phases,
+            quantizer.memory,
+        )
 
     def argument(self) -> ctypes.Structure:
         """The structure that kernels take."""
-        return _Code(self.dims.data_ptr(), self.tables.data_ptr(), self.d, self.words)
+        return self._argument
+
+    def exact_bytes(self) -> int:
+        """Bytes of shared memory that the query and the tables of exact scores take."""
+        return 8 * (self.d + 48 * self._phases)
+
+
+class ByteTables:
+    """Tables of a chain in bytes, for products of integers.
+
+    Dimension i, of phase p, is about ``step[p] * (sum over ages o of entries[p, o, nibble of age o] - zero[p])``.
+    Entries are at most 127 and their sums over ages at most 255.
+
+    Parameters
+    ----------
+    bits : float
+        A rate of at most three nibbles a period, and four dimensions.
+    memory : int
+        2 or 3.
+    """
+
+    def __init__(self, bits: float, memory: int) -> None:
+        tables = chain_tables(bits, memory).astype(np.float64)
+        self.phases, self.memory, self.period = len(tables), memory, CHAIN_RATES[bits][0]
+        self.entries = np.zeros((self.phases, memory, 16), np.uint8)
+        self.step, self.zero = np.zeros(self.phases), np.zeros(self.phases)
+        for phase, table in enumerate(tables):
+            self.entries[phase], self.step[phase], self.zero[phase] = _in_bytes(table)
+        padded = np.zeros((_MOST_PHASES, 3, 16), np.uint8)
+        padded[: self.phases, :memory] = self.entries
+        self._argument = _Bytes()
+        ctypes.memmove(self._argument.entry, padded.tobytes(), padded.nbytes)
+        for phase in range(self.phases):
+            self._argument.step[phase], self._argument.zero[phase] = self.step[phase], self.zero[phase]
+
+    def argument(self) -> ctypes.Structure:
+        """The structure that kernels take."""
+        return self._argument
+
+
+def _in_bytes(table: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Entries uint8 [memory, 16], step and zero for a table float64 [memory, 16], of little squared error."""
+    span = np.ptp(table, axis=1)
+    least = max(span.max() / 126, span.sum() / (255 - len(table)))
+    options = []
+    for step in least * np.linspace(1, 1.1, 21):
+        scaled = (table - table.min(axis=1, keepdims=True)) / step
+        entries, wasted, zero = np.zeros(table.shape, np.uint8), 0.0, 0.0
+        for age, own in enumerate(scaled):
+            moved = own[None, :] + np.linspace(0, 1, 32, endpoint=False)[:, None]
+            left = np.rint(moved) - moved
+            shift = int(left.var(axis=1).argmin())
+            entries[age] = np.rint(moved[shift])
+            wasted += float(left[shift].var()) * step**2
+            zero += float((entries[age] - own).mean() - table[age].min() / step)
+        options.append((wasted, entries, float(step), zero))
+    return min(options, key=lambda option: option[0])[1:]
 
 
 def _described(quantizer: Quantizer) -> tuple[np.ndarray, np.ndarray, list[tuple[int, float]]]:
@@ -103,7 +197,7 @@ class DeviceRows:
     Parameters
     ----------
     blocks : torch.Tensor
-        int32 [blocks, words, 32]: word w of row i is ``blocks[i // 32, w, i % 32]``.
+        int32 [blocks, words / 4, 32, 4]: word w of row i is ``blocks[i // 32, w // 4, i % 32, w % 4]``.
     scale : torch.Tensor
         float32 [>= n].
     half_norm : torch.Tensor, optional
@@ -132,16 +226,16 @@ class DeviceRows:
 def pack_blocks(blocks: torch.Tensor, start: int, codes: torch.Tensor) -> None:
     """Write codes uint8 [m, code_size] into rows ``start`` to ``start + m - 1`` of `blocks`, in place."""
     m, size = codes.shape
-    words = blocks.shape[1]
+    units = blocks.shape[1]
     if m == 0:
         return
-    padded = torch.zeros(m, 4 * words, dtype=torch.uint8, device=codes.device)
+    padded = torch.zeros(m, 4 * UNIT * units, dtype=torch.uint8, device=codes.device)
     padded[:, :size] = codes
     rows = torch.arange(start, start + m, device=codes.device)
-    blocks[rows // LANES, :, rows % LANES] = padded.view(torch.int32)
+    blocks[rows // LANES, :, rows % LANES] = padded.view(torch.int32).view(m, units, UNIT)
 
 
 def unpack_blocks(blocks: torch.Tensor, positions: torch.Tensor, code_size: int) -> torch.Tensor:
     """Codes uint8 [m, code_size] of the rows at `positions`, int64 [m]."""
     words = blocks[positions // LANES, :, positions % LANES].contiguous()
-    return words.view(torch.uint8)[:, :code_size].contiguous()
+    return words.view(len(positions), -1).view(torch.uint8)[:, :code_size].contiguous()

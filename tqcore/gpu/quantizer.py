@@ -143,14 +143,14 @@ class DeviceQuantizer:
         x = centred * scalars[:, :1]
         return x if self._mean is None else x + self._mean
 
-    def query(self, q: torch.Tensor, metric: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the search needs of queries float32 [nq, d]: projected float32 [nq, D], constants float64 [nq]."""
+    def query(self, q: torch.Tensor, metric: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Queries float32 [nq, d] as the search takes them: float32 [nq, D], and constants float64 [nq] or none."""
         q = self.normalized(q)
         if metric == "l2":
             q = q if self._mean is None else q - self._mean
             constants = q.double().square().sum(dim=1)
         elif self._mean is None:
-            constants = torch.zeros(len(q), dtype=torch.float64, device=self.device)
+            constants = None
         else:
             constants = q.double() @ self._mean.double()
         if self._planned:

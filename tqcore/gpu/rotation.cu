@@ -1,18 +1,41 @@
 // Norms and the Hadamard rotation, a block a row in shared memory, in the CPU's order of float32 operations.
 typedef long long i64;
 
-__device__ void transform(float* y, int p, float c) {
-    for (int stride = 1; stride < p; stride *= 2) {
-        for (int k = threadIdx.x; k < p / 2; k += blockDim.x) {
-            const int i = (k & ~(stride - 1)) * 2 + (k & (stride - 1));
-            const float a = y[i], b = y[i + stride];
-            y[i] = __fadd_rn(a, b);
-            y[i + stride] = __fsub_rn(a, b);
-        }
-        __syncthreads();
+// `levels` stages of the transform from `stride` on, on values held in registers, times c.
+template <int levels>
+__device__ __forceinline__ void stages(float* y, int p, int stride, float c) {
+    constexpr int many = 1 << levels;
+    for (int t = threadIdx.x; t < p / many; t += blockDim.x) {
+        float* at = y + (t & ~(stride - 1)) * many + (t & (stride - 1));
+        float v[many];
+#pragma unroll
+        for (int i = 0; i < many; ++i) v[i] = at[i * stride];
+#pragma unroll
+        for (int half = 1; half < many; half *= 2)
+#pragma unroll
+            for (int i = 0; i < many; ++i)
+                if (!(i & half)) {
+                    const float a = v[i], b = v[i + half];
+                    v[i] = __fadd_rn(a, b);
+                    v[i + half] = __fsub_rn(a, b);
+                }
+#pragma unroll
+        for (int i = 0; i < many; ++i) at[i * stride] = __fmul_rn(v[i], c);
     }
-    for (int k = threadIdx.x; k < p; k += blockDim.x) y[k] = __fmul_rn(y[k], c);
     __syncthreads();
+}
+
+__device__ void transform(float* y, int p, float c) {
+    int stride = 1;
+    for (; stride * 8 < p; stride *= 8) stages<3>(y, p, stride, 1.0f);
+    if (stride * 8 == p)
+        stages<3>(y, p, stride, c);
+    else if (stride * 4 == p)
+        stages<2>(y, p, stride, c);
+    else if (stride * 2 == p)
+        stages<1>(y, p, stride, c);
+    else
+        stages<0>(y, p, stride, c);
 }
 
 __device__ void apply_signs(float* y, const float* signs, int d) {
@@ -34,6 +57,9 @@ extern "C" __global__ void rotate(const float* x, i64 n, int d, int p, float c, 
                                   int inverse, double* norms, float* out) {
     extern __shared__ float y[];
     __shared__ double gain;
+    if (signs)
+        for (int k = 32 * threadIdx.x; k < 6 * d; k += 32 * blockDim.x)
+            asm volatile("prefetch.global.L1 [%0];" ::"l"(signs + k));
     for (i64 row = blockIdx.x; row < n; row += gridDim.x) {
         for (int k = threadIdx.x; k < d; k += blockDim.x) y[k] = x[row * d + k];
         __syncthreads();

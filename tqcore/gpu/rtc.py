@@ -17,6 +17,7 @@ class Long(int):
     """An integer passed to a kernel as int64; plain ints go as int32."""
 
 
+@lru_cache(maxsize=1)
 def _bindings() -> tuple[Any, Any]:
     try:
         from cuda.bindings import driver, nvrtc
@@ -75,18 +76,22 @@ class Kernel:
             _checked(driver.cuFuncSetAttribute(self._function, attribute, shared))
             self._shared = shared
         values = [_argument(value) for value in args]
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        stream = torch.cuda.current_stream().cuda_stream
         sizes = (*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block)))
-        _checked(driver.cuLaunchKernel(self._function, *sizes, shared, stream, ctypes.addressof(pointers), 0))
+        (code,) = driver.cuLaunchKernel(self._function, *sizes, shared, stream, ctypes.addressof(pointers), 0)
+        if code:
+            _checked((code,))
 
 
 def _argument(value: Any) -> Any:
     """The ctypes value of a kernel argument."""
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
     if isinstance(value, ctypes.Structure):
         return value
-    if value is None or isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(None if value is None else value.data_ptr())
+    if value is None:
+        return ctypes.c_void_p(None)
     if isinstance(value, Long):
         return ctypes.c_int64(value)
     if isinstance(value, int):

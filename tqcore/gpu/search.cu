@@ -1,46 +1,8 @@
-// Search over chain codes of any rate, plans included. A code is described at run time: for every dimension its
-// nibbles by age and the row of its table. Blocks hold 32 rows, their 32-bit words transposed.
-typedef unsigned int u32;
-typedef unsigned short u16;
-typedef unsigned long long u64;
-typedef long long i64;
-
-#define INF __int_as_float(0x7f800000)
-
-struct Code {
-    const int4* dims;     // [D]: nibbles of age 0, 1, 2 (-1: none), row of the tables
-    const float* tables;  // [rows][3][16]
-    int d, words;
-};
-
-struct Rows {
-    const u32* blocks;       // [blocks][words][32]
-    const float* scale;      // [n]
-    const float* half_norm;  // [n], or null: half the squared norm, for l2
-    const u32* mask;         // [ceil(n / 32)], or null
-    i64 n;
-};
-
-__device__ __forceinline__ int nibble(const u32* words, int stride, int j) {
-    return words[(j >> 3) * stride] >> (4 * (j & 7)) & 15;
-}
-
-__device__ __forceinline__ bool allowed(const Rows& rows, i64 row) {
-    return row < rows.n && (!rows.mask || rows.mask[row >> 5] >> (row & 31) & 1);
-}
-
+// Search over chain codes of any rate, plans included: tables for a few queries, decoded rows for products.
 __device__ __forceinline__ u16 half_bits(float v) {
     u16 h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(v));
     return h;
-}
-
-__device__ __forceinline__ float decoded(const Code& code, int4 at, const u32* words, int stride) {
-    const float* t = code.tables + at.w * 48;
-    float v = t[nibble(words, stride, at.x)];
-    if (at.y >= 0) v = __fadd_rn(v, t[16 + nibble(words, stride, at.y)]);
-    if (at.z >= 0) v = __fadd_rn(v, t[32 + nibble(words, stride, at.z)]);
-    return v;
 }
 
 // Adds q_i T to the tables float32 [nq][nibbles][16], which come in as zeros.
@@ -78,11 +40,13 @@ extern "C" __global__ void __launch_bounds__(256) scan(Rows rows, int words, con
     for (int g = blockIdx.x * warps + (threadIdx.x >> 5); g < groups; g += gridDim.x * warps) {
         float most = -INF;
         for (i64 b = (i64)g * per_group; b < (i64)(g + 1) * per_group && b < blocks; ++b) {
-            const u32* at = rows.blocks + b * words * 32 + lane;
+            const uint4* at = (const uint4*)rows.blocks + b * (words / 4) * 32 + lane;
             float sum[4] = {0, 0, 0, 0};
+            uint4 unit;
 #pragma unroll 8
             for (int w = 0; w < words; ++w) {
-                const u32 v = __ldcs(at + w * 32);
+                if ((w & 3) == 0) unit = __ldcs(at + w * 8);
+                const u32 v = (w & 3) == 0 ? unit.x : (w & 3) == 1 ? unit.y : (w & 3) == 2 ? unit.z : unit.w;
                 const u32 t = base + w * 512;
                 sum[0] += entry<0>(t | (v << 2 & 60));
                 sum[1] += entry<64>(t | (v >> 2 & 60));
@@ -179,7 +143,7 @@ extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, 
     for (int k = threadIdx.x; k < code.words * 32; k += blockDim.x) {
         const i64 row = first + (i64)(base + (k & 31)) * step;
         words[(k >> 5) * 33 + (k & 31)] =
-            base + (k & 31) < count && row < rows.n ? rows.blocks[((row >> 5) * code.words + (k >> 5)) * 32 + (row & 31)] : 0;
+            base + (k & 31) < count && row < rows.n ? word_at(rows, code.words, row, k >> 5) : 0;
     }
     if (threadIdx.x < 32 && base + threadIdx.x < count) {
         const i64 row = first + (i64)(base + threadIdx.x) * step;
@@ -204,122 +168,52 @@ extern "C" __global__ void half_rows(Code code, Rows rows, i64 first, i64 step, 
     }
 }
 
-// The largest squared length of decoded rows first to n - 1, as the bits of a float32 >= 0.
-extern "C" __global__ void longest(Code code, Rows rows, i64 first, int* most) {
+// The largest squared length of decoded rows first to n - 1 and of what `bytes` leaves of them (0 phases: not asked
+// for), as the bits of two float32 >= 0.
+extern "C" __global__ void longest(Code code, Rows rows, Bytes bytes, int phases, i64 first, int* most) {
     extern __shared__ u32 words[];
     const i64 blocks = (rows.n + 31) / 32;
-    __shared__ float part[32][33];
+    __shared__ float part[32][33], rest[32][33];
     for (i64 b = first / 32 + blockIdx.x; b < blocks; b += gridDim.x) {
-        for (int k = threadIdx.x; k < code.words * 32; k += blockDim.x) words[k] = rows.blocks[b * code.words * 32 + k];
+        for (int k = threadIdx.x; k < code.words * 32; k += blockDim.x)
+            words[k] = word_at(rows, code.words, b * 32 + (k & 31), k >> 5);
         __syncthreads();
         const int r = threadIdx.x & 31, w = threadIdx.x >> 5;
-        float sum = 0;
+        float sum = 0, missed = 0;
         for (int i = w; i < code.d; i += blockDim.x >> 5) {
-            const float v = decoded(code, code.dims[i], words + r, 32);
+            const int4 at = code.dims[i];
+            const float v = decoded(code, at, words + r, 32);
             sum += v * v;
+            if (phases) {
+                const int p = i % phases, j[3] = {at.x, at.y, at.z};
+                int total = 0;
+                for (int o = 0; o < 3; ++o)
+                    if (j[o] >= 0) total += ((const u8*)bytes.entry[p][o])[nibble(words + r, 32, j[o])];
+                const float left = v - bytes.step[p] * ((float)total - bytes.zero[p]);
+                missed += left * left;
+            }
         }
-        part[w][r] = sum;
+        part[w][r] = sum, rest[w][r] = missed;
         __syncthreads();
         if (w == 0) {
-            for (int k = 1; k < (int)blockDim.x >> 5; ++k) sum += part[k][r];
-            if (b * 32 + r < rows.n) atomicMax(most, __float_as_int(sum));
+            for (int k = 1; k < (int)blockDim.x >> 5; ++k) sum += part[k][r], missed += rest[k][r];
+            if (b * 32 + r < rows.n) {
+                atomicMax(most, __float_as_int(sum));
+                atomicMax(most + 1, __float_as_int(missed));
+            }
         }
         __syncthreads();
-    }
-}
-
-// <q, yhat> of a row whose words lie at `words`, in double, the same sum for equal codes; all lanes get it.
-__device__ __forceinline__ double exact_dot(const Code& code, const float* q, const u32* words, int lane) {
-    double sum = 0;
-#pragma unroll 4
-    for (int i = lane; i < code.d; i += 32) {
-        const int4 at = code.dims[i];
-        const float* t = code.tables + at.w * 48;
-        double v = t[nibble(words, 1, at.x)];
-        if (at.y >= 0) v += (double)t[16 + nibble(words, 1, at.y)];
-        if (at.z >= 0) v += (double)t[32 + nibble(words, 1, at.z)];
-        sum += (double)q[i] * v;
-    }
-    for (int m = 16; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
-    return sum;
-}
-
-__device__ __forceinline__ double exact_score(const Code& code, const Rows& rows, const float* q, i64 row, u32* words,
-                                              int lane) {
-    __syncwarp();
-    for (int w = lane; w < code.words; w += 32) words[w] = rows.blocks[((row >> 5) * code.words + w) * 32 + (row & 31)];
-    __syncwarp();
-    const double s = (double)rows.scale[row] * exact_dot(code, q, words, lane);
-    return rows.half_norm ? s - (double)rows.half_norm[row] : s;
-}
-
-__device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { return a != b ? a > b : x < y; }
-
-// Scores candidates exactly and writes the k best of each query, or, where there is a threshold, raises it to the k-th
-// score; a block a query, `size` a power of two.
-extern "C" __global__ void __launch_bounds__(1024) finish(Code code, Rows rows, const float* q, const double* constants,
-                                                         const i64* ids, const int* counts, const int* found, int room,
-                                                         int size, int k, float* distances, i64* labels,
-                                                         float* threshold) {
-    extern __shared__ double scores[];
-    i64* names = (i64*)(scores + size);
-    float* own = (float*)(names + size);
-    u32* words = (u32*)(own + code.d);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    const i64 query = blockIdx.x;
-    const int count = min(counts[query], room);
-    int width = 2;
-    while (width < count) width *= 2;
-    for (int i = threadIdx.x; i < code.d; i += blockDim.x) own[i] = q[query * code.d + i];
-    __syncthreads();
-    for (int c = warp; c < width; c += warps) {
-        double s = -(double)INF;
-        i64 name = 0x7fffffffffffffffll;
-        if (c < count) {
-            const i64 row = found[query * room + c];
-            s = exact_score(code, rows, own, row, words + warp * code.words, lane);
-            name = ids ? ids[row] : row;
-        }
-        if (lane == 0) scores[c] = s, names[c] = name;
-    }
-    __syncthreads();
-    for (int span = 2; span <= width; span *= 2)
-        for (int step = span / 2; step; step /= 2) {
-            for (int t = threadIdx.x; t < width / 2; t += blockDim.x) {
-                const int a = (t & ~(step - 1)) * 2 + (t & (step - 1)), b = a + step;
-                const bool down = (a & span) == 0;
-                if (before(scores[b], names[b], scores[a], names[a]) == down) {
-                    const double s = scores[a];
-                    scores[a] = scores[b], scores[b] = s;
-                    const i64 name = names[a];
-                    names[a] = names[b], names[b] = name;
-                }
-            }
-            __syncthreads();
-        }
-    if (threshold) {
-        if (threadIdx.x == 0 && count >= k) threshold[query] = fmaxf(threshold[query], __double2float_rd(scores[k - 1]));
-        return;
-    }
-    for (int r = threadIdx.x; r < k; r += blockDim.x) {
-        float value = rows.half_norm ? 3.402823466e38f : -3.402823466e38f;
-        i64 name = -1;
-        if (r < count) {
-            const double s = scores[r], c = constants[query];
-            value = rows.half_norm ? (float)fmax(c - 2.0 * s, 0.0) : (float)(s + c);
-            name = names[r];
-        }
-        distances[query * k + r] = value;
-        labels[query * k + r] = name;
     }
 }
 
 // Exact scores float64 [n] of one query; rows that are not allowed get -inf.
 extern "C" __global__ void exact(Code code, Rows rows, const float* q, double* scores) {
-    extern __shared__ u32 words[];
+    extern __shared__ double own[];
+    u32* words = (u32*)(own + Exact::size(code));
+    const Exact given(code, q, own);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
     for (i64 row = (i64)blockIdx.x * warps + warp; row < rows.n; row += (i64)gridDim.x * warps) {
-        const double s = exact_score(code, rows, q, row, words + warp * code.words, lane);
+        const double s = exact_score(code, rows, given, row, words + warp * code.words, lane);
         if (lane == 0) scores[row] = allowed(rows, row) ? s : -(double)INF;
     }
 }

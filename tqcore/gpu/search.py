@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-from importlib.resources import files
-
 import numpy as np
 import torch
 
-from tqcore.gpu.layout import LANES, CodeLayout, DeviceRows
+from tqcore.gpu.layout import LANES, ByteTables, CodeLayout, DeviceRows
+from tqcore.gpu.product import Found, batch, finish, search_bytes, sources, takes
 from tqcore.gpu.rtc import Kernel, Long, compile_module
 
 __all__ = ["longest", "range_search", "search"]
@@ -28,37 +26,44 @@ _ROOM = 4096  # candidates a query that one block sorts
 _DENSE_BYTES = 1 << 30
 
 
-@lru_cache(maxsize=1)
-def _source() -> str:
-    return files("tqcore.gpu").joinpath("search.cu").read_text()
-
-
 def _kernel(name: str) -> Kernel:
-    return compile_module(_source()).kernel(name)
+    return compile_module(sources("rows.cuh", "search.cu")).kernel(name)
 
 
-def longest(layout: CodeLayout, rows: DeviceRows, first: int = 0) -> float:
-    """Length of the longest reconstruction among rows `first` to n - 1, for the error bounds of `search`."""
-    most = torch.zeros(1, dtype=torch.int32, device=rows.blocks.device)
+def longest(layout: CodeLayout, rows: DeviceRows, first: int = 0) -> tuple[float, float]:
+    """Length of the longest reconstruction among rows `first` to n - 1, for the error bounds of `search`.
+
+    And that of the longest difference between a reconstruction and what `layout.bytes` makes of it.
+    """
+    most = torch.zeros(2, dtype=torch.int32, device=rows.blocks.device)
     if rows.n > first:
-        grid = min(16 * _PROCESSORS, -(-rows.n // LANES))
+        tables = layout.bytes or ByteTables(1.0, 2)
         _kernel("longest")(
-            (grid,),
+            (min(16 * _PROCESSORS, -(-rows.n // LANES)),),
             (256,),
-            (layout.argument(), rows.argument(), Long(first), most),
+            (
+                layout.argument(),
+                rows.argument(),
+                tables.argument(),
+                tables.phases if layout.bytes else 0,
+                Long(first),
+                most,
+            ),
             shared=128 * layout.words,
         )
     # A sum of D squares in float32 is short by less than D / 2^24 of itself.
-    return float(most.view(torch.float32)) ** 0.5 * (1 + layout.d * 2.0**-23)
+    length, missed = most.view(torch.float32).sqrt().tolist()
+    slack = 1 + layout.d * 2.0**-23
+    return length * slack, missed * slack
 
 
 def search(
     layout: CodeLayout,
     rows: DeviceRows,
     q: torch.Tensor,
-    constants: torch.Tensor,
+    constants: torch.Tensor | None,
     k: int,
-    length: float,
+    lengths: tuple[float, float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best rows of every query under the exact scores of their codes.
 
@@ -70,11 +75,11 @@ def search(
         What is searched, on torch's current device.
     q : torch.Tensor
         float32 [nq, D], queries in the coordinates of the code.
-    constants : torch.Tensor
-        float64 [nq]: squared norm for l2, otherwise what every score lacks.
+    constants : torch.Tensor, optional
+        float64 [nq]: squared norm for l2, otherwise what every score lacks, by default nothing.
     k : int
         At least 1.
-    length : float
+    lengths : tuple of float
         `longest` of the rows, or more.
 
     Returns
@@ -83,30 +88,88 @@ def search(
         float32 [nq, k], best first; padded with the worst value of the metric.
     I : torch.Tensor
         int64 [nq, k]; equal scores by smaller id; padded with -1.
+
+    Raises
+    ------
+    ValueError
+        If a query is not finite with a squared norm within float32.
     """
-    nq = len(q)
-    worst = torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
-    distances = torch.full((nq, k), worst, dtype=torch.float32, device=q.device)
-    labels = torch.full((nq, k), -1, dtype=torch.int64, device=q.device)
+    nq, device = len(q), q.device
     if nq == 0 or rows.n == 0:
-        return distances, labels
+        worst = torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
+        distances = torch.full((nq, k), worst, dtype=torch.float32, device=device)
+        _refuse(q, int(_not_finite(q)))
+        return distances, torch.full((nq, k), -1, dtype=torch.int64, device=device)
     q = q.contiguous()
+    results = torch.empty(nq, k, device=device), torch.empty(nq, k, dtype=torch.int64, device=device)
+    tables = layout.bytes
+    if tables is None or not takes(layout, rows, nq, k):
+        _refuse(q, int(_not_finite(q)))
+        _search_floats(layout, rows, q, constants, k, lengths[0], results)
+        return results
+    status = torch.empty(2, dtype=torch.int32, pin_memory=True)
+    step = batch(rows.n)
+    for start in range(0, nq, step):
+        part = slice(start, start + step)
+        status.numpy()[:] = nq, 0
+        own = None if constants is None else constants[part]
+        views = results if nq <= step else (results[0][part], results[1][part])
+        found = search_bytes(layout, tables, rows, q[part], own, k, lengths, views, status)
+        torch.cuda.current_stream().synchronize()
+        bad, overflown = status.tolist()
+        _refuse(q, start + bad)
+        if overflown:
+            left = torch.nonzero(found.overflow).flatten()
+            again = (
+                torch.empty(len(left), k, device=device),
+                torch.empty(len(left), k, dtype=torch.int64, device=device),
+            )
+            _search_floats(
+                layout, rows, q[part][left], None if own is None else own[left], k, lengths[0], again
+            )
+            views[0][left], views[1][left] = again
+    return results
+
+
+def _not_finite(q: torch.Tensor) -> torch.Tensor:
+    """The first row whose squared norm is not finite in float32, or the number of rows."""
+    finite = torch.linalg.vecdot(q, q).isfinite()
+    return torch.cat([finite, finite.new_zeros(1)]).int().argmin()
+
+
+def _refuse(q: torch.Tensor, row: int) -> None:
+    if row < len(q):
+        raise ValueError(f"x must be finite with squared norms within float32, but row {row} is not")
+
+
+def _search_floats(
+    layout: CodeLayout,
+    rows: DeviceRows,
+    q: torch.Tensor,
+    constants: torch.Tensor | None,
+    k: int,
+    length: float,
+    results: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    """Fill in `results` for any code, by tables of float32 or products of float16."""
+    nq = len(q)
     few = nq <= _FEW and 512 * layout.words <= _TABLE_BYTES
     step = max(1, _DENSE_BYTES // (4 * rows.n)) if few else _batch(rows.n, k)
     for start in range(0, nq, step):
         part = slice(start, start + step)
-        own, constant = q[part], constants[part].contiguous()
+        own, constant = q[part], None if constants is None else constants[part].contiguous()
         room = _room(rows.n, k)
         if few:
-            counts, found = _scan(layout, rows, own, k, room)
+            found = _scan(layout, rows, own, k, room)
         else:
-            counts, found = _multiply(layout, rows, own, k, room, length)
-        found_d, found_i = distances[part], labels[part]
-        _finish(layout, rows, own, constant, counts, found, found_d, found_i, k)
-        for i in torch.nonzero(counts > room).flatten().tolist():
-            d, names = _ranked(layout, rows, own[i], constant[i], k)
+            found = _multiply(layout, rows, own, k, room, length)
+        found_d, found_i = results[0][part], results[1][part]
+        finish(layout, rows, own, constant, found, k, (found_d, found_i))
+        worst = torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
+        for i in torch.nonzero(found.overflow).flatten().tolist():
+            d, names = _ranked(layout, rows, own[i], None if constant is None else constant[i], k)
             found_d[i, : len(d)], found_i[i, : len(d)] = d, names
-    return distances, labels
+            found_d[i, len(d) :], found_i[i, len(d) :] = worst, -1
 
 
 def _sampled(n: int, k: int) -> int:
@@ -132,14 +195,7 @@ def _threshold(best: torch.Tensor, k: int) -> torch.Tensor:
     return torch.topk(best, k, dim=1, sorted=True).values[:, -1].contiguous()
 
 
-def _empty(nq: int, room: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    counts = torch.zeros(nq, dtype=torch.int32, device=device)
-    return counts, torch.empty(nq, room, dtype=torch.int32, device=device)
-
-
-def _scan(
-    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, k: int, room: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _scan(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, k: int, room: int) -> Found:
     """Candidates of a few queries: every code once, by tables of float32."""
     nq, nibbles = len(q), 8 * layout.words
     lut = torch.zeros(nq, nibbles, 16, device=q.device)
@@ -158,10 +214,11 @@ def _scan(
         (rows.argument(), layout.words, lut, error, per_group, groups, upper, best),
         shared=512 * layout.words,
     )
-    counts, found = _empty(nq, room, q.device)
+    found = Found.empty(nq, room, q.device)
     grid = min(4 * _PROCESSORS, -(-rows.n // 256))
-    _kernel("collect")((grid, nq), (256,), (upper, Long(rows.n), _threshold(best, k), room, counts, found))
-    return counts, found
+    args = (upper, Long(rows.n), _threshold(best, k), room, found.counts, found.rows)
+    _kernel("collect")((grid, nq), (256,), args)
+    return found
 
 
 class _Halves:
@@ -201,7 +258,7 @@ class _Halves:
 
 def _multiply(
     layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, k: int, room: int, length: float
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Found:
     """Candidates of many queries: matrix products of float16 with chunks of decoded rows."""
     from tqcore.gpu.filter import BLOCK_QUERIES, BLOCK_ROWS, filter_rows
 
@@ -218,7 +275,7 @@ def _multiply(
     error = (torch.linalg.vector_norm(q - rounded, dim=1) + norm * (1.05 * 2.0**-11 + d * 2.0**-22)) * (
         length * 1.01
     )
-    counts, found = _empty(padded, room, q.device)
+    found = Found.empty(padded, room, q.device)
     threshold = torch.full((padded,), torch.inf, device=q.device)
     threshold[:nq] = _sample_threshold(layout, rows, half[:nq], gain, error, k)
     gain, error = _padded(gain, padded), _padded(error, padded)
@@ -233,12 +290,12 @@ def _multiply(
         _kernel("collect_bits")(
             (min(16 * _PROCESSORS, -(-total // 256)),),
             (256,),
-            (bits, bits.shape[1], Long(total), first, room, counts, found),
+            (bits, bits.shape[1], Long(total), first, room, found.counts, found.rows),
         )
         if not tightened and (first + chunk) * _TIGHTEN >= rows.n:
-            _finish(layout, rows, q, None, counts, found, None, None, k, threshold)
+            finish(layout, rows, q, None, found, k, None, threshold)
             tightened = True
-    return counts[:nq], found[:nq]
+    return Found(found.counts[:nq], found.rows[:nq], found.overflow[:nq])
 
 
 def _padded(values: torch.Tensor, n: int) -> torch.Tensor:
@@ -271,46 +328,6 @@ def _sample_threshold(
     return torch.cat(parts)
 
 
-def _finish(
-    layout: CodeLayout,
-    rows: DeviceRows,
-    q: torch.Tensor,
-    constants: torch.Tensor | None,
-    counts: torch.Tensor,
-    found: torch.Tensor,
-    distances: torch.Tensor | None,
-    labels: torch.Tensor | None,
-    k: int,
-    threshold: torch.Tensor | None = None,
-) -> None:
-    """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th."""
-    room = found.shape[1]
-    warps = 8 if layout.words <= 512 else 2
-    if len(q) <= 2 * _PROCESSORS and layout.words <= 256:
-        warps = 32  # few blocks: more warps of each
-    shared = 16 * room + 4 * layout.d + 4 * warps * layout.words
-    _kernel("finish")(
-        (len(q),),
-        (32 * warps,),
-        (
-            layout.argument(),
-            rows.argument(),
-            q,
-            constants,
-            rows.ids,
-            counts,
-            found,
-            room,
-            room,
-            k,
-            distances,
-            labels,
-            threshold,
-        ),
-        shared=shared,
-    )
-
-
 def _exact(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor) -> torch.Tensor:
     """Exact scores float64 [n] of one query float32 [D]; -inf for rows that take no part."""
     scores = torch.empty(rows.n, dtype=torch.float64, device=q.device)
@@ -320,12 +337,14 @@ def _exact(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor) -> torch.Tenso
         (grid,),
         (32 * warps,),
         (layout.argument(), rows.argument(), q, scores),
-        shared=4 * warps * layout.words,
+        shared=layout.exact_bytes() + 4 * warps * layout.words,
     )
     return scores
 
 
-def _distance(rows: DeviceRows, scores: torch.Tensor, constant: torch.Tensor) -> torch.Tensor:
+def _distance(rows: DeviceRows, scores: torch.Tensor, constant: torch.Tensor | None) -> torch.Tensor:
+    if constant is None:
+        return scores.float()
     if rows.half_norm is None:
         return (scores + constant).float()
     return (constant - 2 * scores).clamp_min(0).float()
@@ -336,7 +355,7 @@ def _names(rows: DeviceRows, positions: torch.Tensor) -> torch.Tensor:
 
 
 def _ranked(
-    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, constant: torch.Tensor, k: int
+    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, constant: torch.Tensor | None, k: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k best of all rows for one query, by exact scores alone: for ties and for very large k."""
     scores = _exact(layout, rows, q)
@@ -350,7 +369,7 @@ def _ranked(
 
 
 def range_search(
-    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, constants: torch.Tensor, radius: float
+    layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, constants: torch.Tensor | None, radius: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All rows strictly inside `radius`: l2 distances below it, inner products above it.
 
@@ -364,11 +383,12 @@ def range_search(
         float32 and int64 [lims[-1]].
     """
     l2 = rows.half_norm is not None
+    _refuse(q, int(_not_finite(q)))
     limit = float(np.float32(radius))
     distances, labels, lims = [], [], [0]
     for i in range(len(q)):
         scores = _exact(layout, rows, q[i].contiguous())
-        values = _distance(rows, scores, constants[i])
+        values = _distance(rows, scores, None if constants is None else constants[i])
         inside = (values < limit if l2 else values > limit) & (scores > -torch.inf)
         positions = torch.nonzero(inside).flatten()
         names = _names(rows, positions)

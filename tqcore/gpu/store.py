@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tqcore.gpu.layout import LANES, DeviceRows, pack_blocks, unpack_blocks
+from tqcore.gpu.layout import LANES, UNIT, DeviceRows, pack_blocks, unpack_blocks
 from tqcore.gpu.quantizer import DeviceQuantizer
 from tqcore.gpu.search import longest, range_search, search
 from tqcore.quantizer import Quantizer
@@ -50,9 +50,10 @@ class DeviceStore:
         self.n = 0
         self._coder = DeviceQuantizer(quantizer, device)
         self._size, self._metric_l2 = quantizer.code_size, quantizer.store_norm
-        self._blocks = torch.zeros(0, self._coder.layout.words, LANES, dtype=torch.int32, device=device)
+        units = self._coder.layout.words // UNIT
+        self._blocks = torch.zeros(0, units, LANES, UNIT, dtype=torch.int32, device=device)
         self._scalars = torch.zeros(quantizer.n_scalars, 0, device=device)
-        self._measured, self._length = 0, 0.0
+        self._measured, self._lengths = 0, (0.0, 0.0)
         self._changed = torch.cuda.Event()
 
     def nbytes(self) -> int:
@@ -61,18 +62,22 @@ class DeviceStore:
 
     def check(self, x: torch.Tensor, name: str, d: int) -> torch.Tensor:
         """A tensor on this device as float32 [n, d], contiguous; errors are those for NumPy arrays."""
+        x = self.check_shape(x, name, d)
+        finite = torch.linalg.vecdot(x, x).isfinite()
+        if not bool(finite.all()):
+            row = int(torch.nonzero(~finite)[0])
+            raise ValueError(f"{name} must be finite with squared norms within float32, but row {row} is not")
+        return x
+
+    def check_shape(self, x: torch.Tensor, name: str, d: int) -> torch.Tensor:
+        """What `check` does but for values that are not finite, which the search itself refuses."""
         if x.dtype not in (torch.float16, torch.float32, torch.float64, torch.bfloat16):
             raise TypeError(f"{name} must hold floating-point values, got dtype {x.dtype}")
         if x.ndim != 2 or x.shape[1] != d:
             raise ValueError(f"{name} must have the shape [n, {d}], got {tuple(x.shape)}")
         if x.device != self.device:
             raise ValueError(f"{name} must be on {self.device}, got a tensor on {x.device}")
-        x = x.detach().float().contiguous()
-        finite = torch.linalg.vecdot(x, x).isfinite()
-        if not bool(finite.all()):
-            row = int(torch.nonzero(~finite)[0])
-            raise ValueError(f"{name} must be finite with squared norms within float32, but row {row} is not")
-        return x
+        return x.detach().float().contiguous()
 
     def _tensor(self, x: Any) -> torch.Tensor:
         if isinstance(x, torch.Tensor):
@@ -177,7 +182,7 @@ class DeviceStore:
         with torch.cuda.device(self.device):
             rows = self._rows(mask, ids)
             q, constants = self._coder.query(self._tensor(queries), metric)
-            return self._as_came(search(self._coder.layout, rows, q, constants, k, self._length), queries)  # pyright: ignore[reportReturnType]
+            return self._as_came(search(self._coder.layout, rows, q, constants, k, self._lengths), queries)  # pyright: ignore[reportReturnType]
 
     def range_search(
         self, queries: Any, radius: float, metric: str, mask: np.ndarray | None, ids: torch.Tensor | None
@@ -198,7 +203,8 @@ class DeviceStore:
         half_norm = 0.5 * self._scalars[-1] if self._metric_l2 else None
         rows = DeviceRows(self._blocks, self._scalars[0], half_norm, self.n, bits, ids)
         if self._measured < self.n:
-            self._length = max(self._length, longest(self._coder.layout, rows, self._measured))
+            length, missed = longest(self._coder.layout, rows, self._measured)
+            self._lengths = max(self._lengths[0], length), max(self._lengths[1], missed)
             self._measured = self.n
         return rows
 

@@ -1,0 +1,305 @@
+// Products of 8-bit integers with codes decoded in registers. Compiled with PHASES (dimensions a period), MEMORY,
+// TILES (groups of 8 queries) and BLOCKS (of threads, a multiprocessor). A warp takes 32 rows; lane 4 g + t holds rows
+// g, g + 8, g + 16 and g + 24, and of each of them the t-th quarter of the units, so that a register of four decoded
+// nibbles is a piece of the matrix operand.
+#define WARPS 8
+#define QUERIES (8 * TILES)
+
+// Four bytes of a table of 16, chosen by the low four nibbles. The instruction spreads the sign of an entry chosen with
+// the top bit set, and entries are below 128: half a table gives 0 where the nibble lies in the other half.
+__device__ __forceinline__ u32 picked(u32 a, u32 b, u32 nibbles) {
+    u32 r;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(nibbles));
+    return r;
+}
+
+__device__ __forceinline__ void multiply(int (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, uint2 b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y));
+}
+
+// Operand pieces float32 [padded][d] -> u32 [tiles][slots][TILES][32][2], columns (gain, offset, error, unused) and
+// thresholds; status[0] takes the first query that is not finite, padding takes no part. A block a query.
+extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int d, int period, int steps,
+                                   float length, float missed, u32* pieces, float4* columns, float* threshold, int* status) {
+    extern __shared__ float q[];
+    __shared__ float part[5][32];
+    const int query = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const bool real = query < nq;
+    float most = 0, square = 0;
+    for (int i = threadIdx.x; i < d; i += blockDim.x) {
+        const float v = real ? q_all[(i64)query * d + i] : 0.0f;
+        q[i] = v;
+        most = fmaxf(most, fabsf(v * bytes.step[i % PHASES]));
+        square += v * v;
+    }
+    for (int m = 16; m; m >>= 1) {
+        most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, m));
+        square += __shfl_xor_sync(0xffffffffu, square, m);
+    }
+    if (lane == 0) part[0][warp] = most, part[1][warp] = square;
+    __syncthreads();
+    most = 0, square = 0;
+    for (int w = 0; w < warps; ++w) most = fmaxf(most, part[0][w]), square += part[1][w];
+    const float gain = most > 0 ? most / 127.0f : 1.0f, inverse = 1.0f / gain;
+    float left = 0, offset = 0, used = 0;
+    const int count = 32 * steps * PHASES;  // words of this query
+    for (int k = threadIdx.x; k < count; k += blockDim.x) {
+        const int slot = k >> 3, t = k >> 1 & 3, phase = slot % PHASES, word = slot / PHASES & 3, step = slot / PHASES / 4;
+        const int first = ((t * steps + step) * 4 + word) * 8 + (k & 1) * 4;
+        u32 packed = 0;
+        for (int i = 0; i < 4; ++i) {
+            const int dim = (first + i) / period * PHASES + phase;
+            if (dim >= d || phase * period / PHASES != (first + i) % period) continue;
+            const float v = q[dim] * bytes.step[phase];
+            const int n = max(-127, min(127, __float2int_rn(v * inverse)));
+            const float r = (v - (float)n * gain) / bytes.step[phase];
+            left += r * r;
+            offset += (float)n * bytes.zero[phase];
+            used += fabsf((float)n);
+            packed |= (u32)(n & 255) << (8 * i);
+        }
+        const i64 group = (i64)(query / QUERIES) * (4 * steps * PHASES) + slot;
+        pieces[((group * TILES + query / 8 % TILES) * 32 + query % 8 * 4 + t) * 2 + (k & 1)] = packed;
+    }
+    for (int m = 16; m; m >>= 1) {
+        left += __shfl_xor_sync(0xffffffffu, left, m);
+        offset += __shfl_xor_sync(0xffffffffu, offset, m);
+        used += __shfl_xor_sync(0xffffffffu, used, m);
+    }
+    if (lane == 0) part[2][warp] = left, part[3][warp] = offset, part[4][warp] = used;
+    __syncthreads();
+    if (threadIdx.x) return;
+    left = offset = used = 0;
+    for (int w = 0; w < warps; ++w) left += part[2][w], offset += part[3][w], used += part[4][w];
+    // What rounding the query and the rows leaves of <q, yhat>, and sums of integers in float32.
+    const float error = 1.01f * (sqrtf(left) * (length + missed) + sqrtf(square) * missed) + gain * used * 256 * 0x1p-21f;
+    columns[query] = make_float4(gain, -gain * offset, error, 0.0f);
+    threshold[query] = INF;
+    if (real && !(square < INF)) atomicMin(status, query);
+}
+
+struct Part {
+    int period, ratio, count;  // blocks period * m: every m, or with a ratio those that it does not divide
+
+    __device__ __forceinline__ i64 block(int i) const {
+        const i64 m = ratio ? i + i / (ratio - 1) + 1 : i;
+        return m * period;
+    }
+};
+
+// Decoded nibbles of a word, four a register: [half][phase].
+__device__ __forceinline__ void decode(const Bytes& bytes, u32 word, u32 previous, u32 (&out)[2][PHASES]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int p = 0; p < PHASES; ++p) out[half][p] = 0;
+#pragma unroll
+    for (int o = 0; o < MEMORY; ++o) {
+        const u32 low = __funnelshift_l(previous, word, 4 * o);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const u32 nibbles = half ? low >> 16 : low, flipped = nibbles ^ 0x8888u;
+#pragma unroll
+            for (int p = 0; p < PHASES; ++p)
+                out[half][p] += picked(bytes.entry[p][o][0], bytes.entry[p][o][1], nibbles) +
+                                picked(bytes.entry[p][o][2], bytes.entry[p][o][3], flipped);
+        }
+    }
+}
+
+enum { BEST, HITS, STORE };
+
+// Products of all queries with the blocks of a part. BEST: the largest lower bound of each block, [queries][count].
+// HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go past `room` where there is none.
+// STORE: one tile; upper bounds of all rows [queries][n], and the largest lower bound a warp, [queries][warps].
+template <int MODE>
+__device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, const Part& part, int units, int nibbles,
+                                        int steps, int tiles, int slabs, const uint2* pieces, const float4* columns,
+                                        const float* threshold, int nq, int room, int* counts, int* found,
+                                        float* upper, float* best) {
+    extern __shared__ __align__(16) uint2 shared[];
+    const int slots = 4 * steps * PHASES, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    float4* column = (float4*)(shared + slots * TILES * 32);
+    const int per_slab = (part.count + slabs - 1) / slabs;
+    // The nibbles before this lane's first: of the word before, or at the start of a row the last ones.
+    const int before1 = (t * steps * 32 - 1 + (t ? 0 : nibbles)), before2 = t ? before1 - 1 : (nibbles + nibbles - 2) % nibbles;
+    const int word1 = min(before1 >> 3, units * 4 - 1), word2 = min(before2 >> 3, units * 4 - 1);
+    float highest[2] = {-INF, -INF};
+    int loaded = -1;
+    for (int item = blockIdx.x; item < tiles * slabs; item += gridDim.x) {
+        const int tile = item % tiles, slab = item / tiles;
+        if (tile != loaded) {
+            __syncthreads();
+            const uint4* from = (const uint4*)(pieces + (i64)tile * slots * TILES * 32);
+            for (int k = threadIdx.x; k < slots * TILES * 16; k += 32 * WARPS) ((uint4*)shared)[k] = from[k];
+            for (int k = threadIdx.x; k < QUERIES; k += 32 * WARPS) {
+                column[k] = columns[tile * QUERIES + k];
+                column[k].w = threshold[tile * QUERIES + k];
+            }
+            __syncthreads();
+            loaded = tile;
+        }
+        const int end = min(part.count, (slab + 1) * per_slab);
+        int i = slab * per_slab + warp;
+        uint4 now[4];
+        u32 previous[4];
+        const auto load = [&](uint4(&to)[4], i64 block, int step) {
+            const uint4* at = (const uint4*)rows.blocks + (block * units + min(t * steps + step, units - 1)) * 32 + g;
+#pragma unroll
+            for (int k = 0; k < 4; ++k) to[k] = __ldg(at + 8 * k);
+        };
+        const auto load_previous = [&](u32(&to)[4], i64 block) {
+            const u32* first = rows.blocks + (block * units + (word1 >> 2)) * 128 + g * 4 + (word1 & 3);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) to[k] = __ldg(first + 32 * k) << (4 * (7 - (before1 & 7)));
+            if (MEMORY == 3) {
+                const u32* second = rows.blocks + (block * units + (word2 >> 2)) * 128 + g * 4 + (word2 & 3);
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+                    to[k] = (to[k] & 0xf0000000u) | (__ldg(second + 32 * k) >> (4 * (before2 & 7)) & 15) << 24;
+            }
+        };
+        if (i < end) load(now, part.block(i), 0), load_previous(previous, part.block(i));
+        for (; i < end; i += WARPS) {
+            const i64 block = part.block(i), next_block = part.block(min(i + WARPS, end - 1));
+            int sums[2][TILES][4];
+#pragma unroll
+            for (int m = 0; m < 2; ++m)
+#pragma unroll
+                for (int n = 0; n < TILES; ++n)
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) sums[m][n][c] = 0;
+            u32 next_previous[4];
+            const uint2* piece = shared + lane;
+            for (int step = 0; step < steps; ++step) {
+                uint4 next[4];
+                if (step + 1 < steps) {
+                    load(next, block, step + 1);
+                } else {
+                    load(next, next_block, 0);
+                    load_previous(next_previous, next_block);
+                }
+#pragma unroll
+                for (int w = 0; w < 4; ++w) {
+                    u32 rows_of[4][2][PHASES];
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) {
+                        const u32 word = w == 0 ? now[k].x : w == 1 ? now[k].y : w == 2 ? now[k].z : now[k].w;
+                        decode(bytes, word, previous[k], rows_of[k]);
+                        previous[k] = word;
+                    }
+#pragma unroll
+                    for (int p = 0; p < PHASES; ++p) {
+#pragma unroll
+                        for (int n = 0; n < TILES; ++n) {
+                            const uint2 b = piece[n * 32];
+                            multiply(sums[0][n], rows_of[0][0][p], rows_of[1][0][p], rows_of[0][1][p], rows_of[1][1][p], b);
+                            multiply(sums[1][n], rows_of[2][0][p], rows_of[3][0][p], rows_of[2][1][p], rows_of[3][1][p], b);
+                        }
+                        piece += TILES * 32;
+                    }
+                }
+#pragma unroll
+                for (int k = 0; k < 4; ++k) now[k] = next[k];
+            }
+            float scale[4], size[4], half[4];
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                previous[k] = next_previous[k];
+                const i64 row = block * 32 + g + 8 * k;
+                const bool ok = allowed(rows, row);
+                scale[k] = ok ? rows.scale[row] : 0.0f;
+                size[k] = fabsf(scale[k]);
+                // Rows that take no part compare as false.
+                half[k] = !ok ? __int_as_float(0x7fffffff) : rows.half_norm ? -rows.half_norm[row] : 0.0f;
+                half[k] *= MODE == BEST ? 1.000001f : 0.999999f;
+            }
+            u32 hit[(TILES + 3) / 4];
+#pragma unroll
+            for (int n = 0; n < (TILES + 3) / 4; ++n) hit[n] = 0;
+#pragma unroll
+            for (int n = 0; n < TILES; ++n)
+#pragma unroll
+                for (int c = 0; c < 2; ++c) {
+                    const int own = n * 8 + t * 2 + c;
+                    const float4 v = column[own];
+                    float most = -INF;
+#pragma unroll
+                    for (int k = 0; k < 4; ++k) {
+                        const float dot = fmaf((float)sums[k >> 1][n][(k & 1) * 2 + c], v.x, v.y);
+                        const float bound = fmaf(scale[k], dot, fmaf(size[k], MODE == BEST ? -v.z : v.z, half[k]));
+                        if (MODE == BEST) most = fmaxf(most, bound);
+                        if (MODE == HITS && bound >= v.w) hit[n >> 2] |= 1u << ((n & 3) * 8 + c * 4 + k);
+                        if (MODE == STORE) {
+                            const i64 row = block * 32 + g + 8 * k;
+                            if (own < nq && row < rows.n) upper[own * rows.n + row] = bound;
+                            most = fmaxf(most, bound - 2.0f * size[k] * v.z + 0.000002f * half[k]);
+                        }
+                    }
+                    if (MODE == STORE) highest[c] = fmaxf(highest[c], most);
+                    if (MODE == BEST) {
+                        for (int m = 4; m < 32; m *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, m));
+                        if (g == 0 && tile * QUERIES + own < nq) best[(i64)(tile * QUERIES + own) * part.count + i] = most;
+                    }
+                }
+            if (MODE == HITS)
+#pragma unroll
+                for (int n = 0; n < (TILES + 3) / 4; ++n)
+                    for (u32 left = hit[n]; left; left &= left - 1) {
+                        const int bit = __ffs(left) - 1;
+                        const i64 query = tile * QUERIES + n * 32 + (bit >> 3) * 8 + t * 2 + (bit >> 2 & 1);
+                        const int at = atomicAdd(counts + query, 1);
+                        if (at < room) found[query * room + at] = (int)(block * 32) + g + 8 * (bit & 3);
+                    }
+        }
+    }
+    if (MODE == STORE)
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+            for (int m = 4; m < 32; m *= 2) highest[c] = fmaxf(highest[c], __shfl_xor_sync(0xffffffffu, highest[c], m));
+            if (g == 0 && t * 2 + c < nq)
+                best[(i64)(t * 2 + c) * gridDim.x * WARPS + blockIdx.x * WARPS + warp] = highest[c];
+        }
+}
+
+#define PRODUCT(name, MODE)                                                                                            \
+    extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) name(                                 \
+        const __grid_constant__ Bytes bytes, Rows rows, Part part, int units, int nibbles, int steps, int tiles,       \
+        int slabs, const uint2* pieces, const float4* columns, const float* threshold, int nq, int room, int* counts,  \
+        int* found, float* upper, float* best) {                                                                       \
+        product<MODE>(bytes, rows, part, units, nibbles, steps, tiles, slabs, pieces, columns, threshold, nq, room,    \
+                      counts, found, upper, best);                                                                     \
+    }
+
+#if TILES == 1
+PRODUCT(store, STORE)
+
+// Exact scores of rows whose upper bound [nq][n] reaches the threshold; a warp takes 32 rows, grid [warps][nq].
+extern "C" __global__ void collect_scores(Code code, Rows rows, const float* q, const float* upper,
+                                          const float* threshold, int room, int* counts, int* found, double* scores) {
+    extern __shared__ double own[];
+    u32* words = (u32*)(own + Exact::size(code)) + (threadIdx.x >> 5) * code.words;
+    const Exact exact(code, q + (i64)blockIdx.y * code.d, own);
+    const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+    const float t = threshold[blockIdx.y];
+    const i64 blocks = (rows.n + 31) / 32;
+    for (i64 b = (i64)blockIdx.x * warps + (threadIdx.x >> 5); b < blocks; b += (i64)gridDim.x * warps) {
+        const i64 row = b * 32 + lane;
+        u32 hits = __ballot_sync(0xffffffffu, row < rows.n && upper[blockIdx.y * rows.n + row] >= t);
+        for (; hits; hits &= hits - 1) {
+            const i64 other = b * 32 + __ffs(hits) - 1;
+            const double score = exact_score(code, rows, exact, other, words, lane);
+            if (lane == 0) {
+                const int at = atomicAdd(counts + blockIdx.y, 1);
+                if (at < room) found[(i64)blockIdx.y * room + at] = (int)other, scores[(i64)blockIdx.y * room + at] = score;
+            }
+        }
+    }
+}
+#else
+PRODUCT(best_of, BEST)
+PRODUCT(hits_of, HITS)
+#endif

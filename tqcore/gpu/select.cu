@@ -1,0 +1,131 @@
+// Thresholds from lower bounds, and the best of the candidates by exact scores.
+
+// The k-th largest of float32 [queries][count], a block of 256 or more threads a query; -inf where there are fewer.
+extern "C" __global__ void kth(const float* values, int count, int k, float* out) {
+    __shared__ u32 bins[256];
+    __shared__ u32 prefix, wanted;
+    const float* own = values + (i64)blockIdx.x * count;
+    if (count < k) {
+        if (threadIdx.x == 0) out[blockIdx.x] = -INF;
+        return;
+    }
+    if (threadIdx.x == 0) prefix = 0, wanted = k;
+    for (int shift = 24; shift >= 0; shift -= 8) {
+        if (threadIdx.x < 256) bins[threadIdx.x] = 0;
+        __syncthreads();
+        const u32 above = prefix;
+        for (int i = threadIdx.x; i < count; i += blockDim.x) {
+            const u32 v = __float_as_uint(own[i]), key = v ^ (v >> 31 ? 0xffffffffu : 0x80000000u);
+            if (shift == 24 || key >> (shift + 8) == above) atomicAdd(bins + (key >> shift & 255), 1u);
+        }
+        __syncthreads();
+        if (threadIdx.x < 32) {
+            // Lane l holds bins 255 - 8 l down to 248 - 8 l.
+            const int lane = threadIdx.x;
+            u32 own_sum = 0;
+            for (int i = 0; i < 8; ++i) own_sum += bins[255 - 8 * lane - i];
+            u32 sum = own_sum;
+            for (int m = 1; m < 32; m *= 2) {
+                const u32 other = __shfl_up_sync(0xffffffffu, sum, m);
+                if (lane >= m) sum += other;
+            }
+            u32 before = sum - own_sum;
+            const u32 rank = wanted;
+            __syncwarp();
+            if (before < rank && rank <= sum)
+                for (int i = 0; i < 8; ++i) {
+                    const int bin = 255 - 8 * lane - i;
+                    if (before + bins[bin] >= rank) {
+                        prefix = above << 8 | bin;
+                        wanted = rank - before;
+                        break;
+                    }
+                    before += bins[bin];
+                }
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        const u32 key = prefix;
+        out[blockIdx.x] = __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
+    }
+}
+
+__device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { return a != b ? a > b : x < y; }
+
+// Scores candidates exactly, unless `known` holds their scores already, and writes the k best of each query; or, where
+// there is a threshold, raises it to the k-th score and leaves the candidates that reach it. A block a query, `room` a
+// power of two. Queries with more candidates than room are marked in `overflow` and in status[1].
+extern "C" __global__ void __launch_bounds__(1024) finish(Code code, Rows rows, const float* q, const double* constants,
+                                                         const i64* ids, int* counts, int* found, const double* known,
+                                                         int room, int k, float* distances, i64* labels,
+                                                         float* threshold, u8* overflow, int* status) {
+    extern __shared__ double scores[];
+    i64* names = (i64*)(scores + room);
+    double* own = (double*)(names + room);
+    u32* words = (u32*)(own + Exact::size(code));
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    const i64 query = blockIdx.x;
+    const int total = counts[query], count = min(total, room);
+    int width = 2;
+    while (width < count) width *= 2;
+    if (known) {
+        for (int c = threadIdx.x; c < width; c += blockDim.x) {
+            const int row = c < count ? found[query * room + c] : 0;
+            scores[c] = c < count ? known[query * room + c] : -(double)INF;
+            names[c] = c >= count ? 0x7fffffffffffffffll : ids ? ids[row] : row;
+        }
+    } else {
+        const Exact exact(code, q + query * code.d, own);
+        for (int c = warp; c < width; c += warps) {
+            double s = -(double)INF;
+            i64 name = 0x7fffffffffffffffll;
+            if (c < count) {
+                const i64 row = found[query * room + c];
+                s = exact_score(code, rows, exact, row, words + warp * code.words, lane);
+                name = ids && !threshold ? ids[row] : row;
+            }
+            if (lane == 0) scores[c] = s, names[c] = name;
+        }
+    }
+    __syncthreads();
+    for (int span = 2; span <= width; span *= 2)
+        for (int step = span / 2; step; step /= 2) {
+            for (int t = threadIdx.x; t < width / 2; t += blockDim.x) {
+                const int a = (t & ~(step - 1)) * 2 + (t & (step - 1)), b = a + step;
+                const bool down = (a & span) == 0;
+                if (before(scores[b], names[b], scores[a], names[a]) == down) {
+                    const double s = scores[a];
+                    scores[a] = scores[b], scores[b] = s;
+                    const i64 name = names[a];
+                    names[a] = names[b], names[b] = name;
+                }
+            }
+            __syncthreads();
+        }
+    if (threadIdx.x == 0 && total > room) {
+        overflow[query] = 1;
+        if (status) status[1] = 1;
+    }
+    if (threshold) {
+        if (count < k) return;
+        const double least = scores[k - 1];
+        if (threadIdx.x == 0) threshold[query] = fmaxf(threshold[query], __double2float_rd(least));
+        for (int c = threadIdx.x; c < count; c += blockDim.x) {
+            found[query * room + c] = (int)names[c];
+            if (scores[c] >= least && (c + 1 == count || scores[c + 1] < least)) counts[query] = c + 1;
+        }
+        return;
+    }
+    for (int r = threadIdx.x; r < k; r += blockDim.x) {
+        float value = rows.half_norm ? 3.402823466e38f : -3.402823466e38f;
+        i64 name = -1;
+        if (r < count) {
+            const double s = scores[r], c = constants ? constants[query] : 0.0;
+            value = rows.half_norm ? (float)fmax(c - 2.0 * s, 0.0) : (float)(s + c);
+            name = names[r];
+        }
+        distances[query * k + r] = value;
+        labels[query * k + r] = name;
+    }
+}
