@@ -14,7 +14,7 @@ from tokenizer import save_tokenizer
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from tqbench.kv.probe import WEIGHTS, quantize
+from tqbench.kv.probe import WEIGHTS, quantize, restore
 
 __all__ = ["CHECKPOINT", "export", "load_checkpoint", "save_checkpoint", "transformers_model"]
 
@@ -30,8 +30,17 @@ def save_checkpoint(state: Mapping[str, torch.Tensor], folder: Path) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, torch.Tensor]:
-    """The parameters that `save_checkpoint` wrote."""
-    return load_file(str(folder / CHECKPOINT))
+    """The parameters that `save_checkpoint` wrote, or where it did not, those of the 8-bit weights.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder has neither.
+    """
+    for name in (CHECKPOINT, WEIGHTS):
+        if (folder / name).is_file():
+            return restore(load_file(str(folder / name)))
+    raise FileNotFoundError(f"--init must name a folder with {CHECKPOINT} or {WEIGHTS}, got {folder}")
 
 
 def export(shape: Shape, state: Mapping[str, torch.Tensor], tokenizer: Tokenizer, folder: Path) -> None:

@@ -203,7 +203,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=float, default=math.inf, help="seconds in all: scoring stops at this time"
     )
-    parser.add_argument("--init", type=Path, help="folder with a checkpoint to go on from")
+    parser.add_argument("--init", type=Path, help="folder with a checkpoint, or 8-bit weights, to go on from")
     parser.add_argument(
         "--recipe", choices=sorted(RECIPES), help="curriculum and rates (full; with --init, more)"
     )

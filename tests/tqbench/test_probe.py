@@ -217,7 +217,20 @@ def test_exported_weights_load_as_a_plain_qwen3(saved):
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, network.logits(ids), rtol=0, atol=1e-3)
     assert load_probe(torch.bfloat16)[0].dtype == torch.bfloat16
-    assert exporting.load_checkpoint(folder).keys() == network.parameters.keys()
+
+
+def test_training_goes_on_from_a_checkpoint_or_from_stored_weights(saved):
+    folder, network = saved
+    exact = {name: p.detach() for name, p in network.parameters.items()}
+    for name, value in exporting.load_checkpoint(folder).items():
+        assert torch.equal(value, exact[name].bfloat16().float())
+    (folder / exporting.CHECKPOINT).unlink()
+    stored = restore(quantize(exact))
+    for name, value in exporting.load_checkpoint(folder).items():
+        assert torch.equal(value, stored[name])
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="--init must name a folder with checkpoint.safetensors or"):
+        exporting.load_checkpoint(folder)
 
 
 def test_loader_says_what_is_missing(saved, tmp_path):
