@@ -206,7 +206,7 @@ def saved(tmp_path, encoder, monkeypatch):
 
 
 def test_exported_weights_load_as_a_plain_qwen3(saved):
-    folder, network = saved
+    _, network = saved
     model, tokenizer = load_probe(attn_implementation="eager")
     assert type(model).__name__ == "Qwen3ForCausalLM"
     assert not model.training
@@ -229,7 +229,7 @@ def test_training_goes_on_from_a_checkpoint_or_from_stored_weights(saved):
     for name, value in exporting.load_checkpoint(folder).items():
         assert torch.equal(value, stored[name])
     (folder / WEIGHTS).unlink()
-    with pytest.raises(FileNotFoundError, match="--init must name a folder with checkpoint.safetensors or"):
+    with pytest.raises(FileNotFoundError, match=r"--init must name a folder with checkpoint.safetensors or"):
         exporting.load_checkpoint(folder)
 
 
