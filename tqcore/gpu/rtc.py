@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -84,20 +85,25 @@ class Kernel:
             _checked((code,))
 
 
+_CONVERSIONS: dict[type, Callable[[Any], Any]] = {
+    torch.Tensor: lambda value: ctypes.c_void_p(value.data_ptr()),
+    type(None): ctypes.c_void_p,
+    int: ctypes.c_int32,
+    bool: ctypes.c_int32,
+    Long: ctypes.c_int64,
+    float: ctypes.c_float,
+}
+
+
 def _argument(value: Any) -> Any:
     """The ctypes value of a kernel argument."""
-    if isinstance(value, torch.Tensor):
-        return ctypes.c_void_p(value.data_ptr())
+    conversion = _CONVERSIONS.get(type(value))
+    if conversion is not None:
+        return conversion(value)
     if isinstance(value, ctypes.Structure):
         return value
-    if value is None:
-        return ctypes.c_void_p(None)
-    if isinstance(value, Long):
-        return ctypes.c_int64(value)
-    if isinstance(value, int):
-        return ctypes.c_int32(value)
-    if isinstance(value, float):
-        return ctypes.c_float(value)
+    if isinstance(value, torch.Tensor):
+        return ctypes.c_void_p(value.data_ptr())
     raise TypeError(
         f"a kernel argument must be a tensor, None, int, Long, float or ctypes.Structure, got {type(value).__name__}"
     )
