@@ -180,8 +180,8 @@ class DeviceStore:
     ) -> tuple[Any, Any]:
         """D float32 and I int64 [nq, k] of `tqcore.gpu.search.search`; `mask` is a bit set uint8 [ceil(n / 8)]."""
         with torch.cuda.device(self.device):
+            q, constants = self._coder.query(self._tensor(queries), metric)  # runs while rows are described
             rows = self._rows(mask, ids)
-            q, constants = self._coder.query(self._tensor(queries), metric)
             return self._as_came(search(self._coder.layout, rows, q, constants, k, self._lengths), queries)  # pyright: ignore[reportReturnType]
 
     def range_search(
