@@ -23,7 +23,8 @@ __device__ __forceinline__ void multiply(int (&c)[4], u32 a0, u32 a1, u32 a2, u3
 // Operand pieces float32 [padded][d] -> u32 [tiles][slots][TILES][32][2], columns (gain, offset, error, unused) and
 // thresholds; status[0] takes the first query that is not finite, padding takes no part. A block a query.
 extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int d, int period, int steps,
-                                   float length, float missed, u32* pieces, float4* columns, float* threshold, int* status) {
+                                   float length, float missed, u32* pieces, float4* columns, float* threshold,
+                                   int* status) {
     extern __shared__ float q[];
     __shared__ float part[5][32];
     const int query = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -47,7 +48,8 @@ extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int 
     float left = 0, offset = 0, used = 0;
     const int count = 32 * steps * PHASES;  // words of this query
     for (int k = threadIdx.x; k < count; k += blockDim.x) {
-        const int slot = k >> 3, t = k >> 1 & 3, phase = slot % PHASES, word = slot / PHASES & 3, step = slot / PHASES / 4;
+        const int slot = k >> 3, t = k >> 1 & 3;
+        const int phase = slot % PHASES, word = slot / PHASES & 3, step = slot / PHASES / 4;
         const int first = ((t * steps + step) * 4 + word) * 8 + (k & 1) * 4;
         u32 packed = 0;
         for (int i = 0; i < 4; ++i) {
@@ -75,7 +77,9 @@ extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int 
     left = offset = used = 0;
     for (int w = 0; w < warps; ++w) left += part[2][w], offset += part[3][w], used += part[4][w];
     // What rounding the query and the rows leaves of <q, yhat>, and sums of integers in float32.
-    const float error = 1.01f * (sqrtf(left) * (length + missed) + sqrtf(square) * missed) + gain * used * 256 * 0x1p-21f;
+    // Sums of integers are rounded to float32.
+    const float sums = gain * used * 256 * 0x1p-21f;
+    const float error = 1.01f * (sqrtf(left) * (length + missed) + sqrtf(square) * missed) + sums;
     columns[query] = make_float4(gain, -gain * offset, error, 0.0f);
     threshold[query] = INF;
     if (real && !(square < INF)) atomicMin(status, query);
@@ -113,7 +117,7 @@ __device__ __forceinline__ void decode(const Bytes& bytes, u32 word, u32 previou
 enum { BEST, HITS, STORE };
 
 // Products of all queries with the blocks of a part. BEST: the largest lower bound of each block, [queries][count].
-// HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go past `room` where there is none.
+// HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go past `room` if there is none.
 // STORE: one tile; upper bounds of all rows [queries][n], and the largest lower bound a warp, [queries][warps].
 template <int MODE>
 __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, const Part& part, int units, int nibbles,
@@ -125,7 +129,8 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
     float4* column = (float4*)(shared + slots * TILES * 32);
     const int per_slab = (part.count + slabs - 1) / slabs;
     // The nibbles before this lane's first: of the word before, or at the start of a row the last ones.
-    const int before1 = (t * steps * 32 - 1 + (t ? 0 : nibbles)), before2 = t ? before1 - 1 : (nibbles + nibbles - 2) % nibbles;
+    const int before1 = t ? t * steps * 32 - 1 : nibbles - 1;
+    const int before2 = t ? before1 - 1 : (nibbles + nibbles - 2) % nibbles;
     const int word1 = min(before1 >> 3, units * 4 - 1), word2 = min(before2 >> 3, units * 4 - 1);
     float highest[2] = {-INF, -INF};
     int loaded = -1;
@@ -184,11 +189,11 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
                 }
 #pragma unroll
                 for (int w = 0; w < 4; ++w) {
-                    u32 rows_of[4][2][PHASES];
+                    u32 a[4][2][PHASES];
 #pragma unroll
                     for (int k = 0; k < 4; ++k) {
                         const u32 word = w == 0 ? now[k].x : w == 1 ? now[k].y : w == 2 ? now[k].z : now[k].w;
-                        decode(bytes, word, previous[k], rows_of[k]);
+                        decode(bytes, word, previous[k], a[k]);
                         previous[k] = word;
                     }
 #pragma unroll
@@ -196,8 +201,8 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
 #pragma unroll
                         for (int n = 0; n < TILES; ++n) {
                             const uint2 b = piece[n * 32];
-                            multiply(sums[0][n], rows_of[0][0][p], rows_of[1][0][p], rows_of[0][1][p], rows_of[1][1][p], b);
-                            multiply(sums[1][n], rows_of[2][0][p], rows_of[3][0][p], rows_of[2][1][p], rows_of[3][1][p], b);
+                            multiply(sums[0][n], a[0][0][p], a[1][0][p], a[0][1][p], a[1][1][p], b);
+                            multiply(sums[1][n], a[2][0][p], a[3][0][p], a[2][1][p], a[3][1][p], b);
                         }
                         piece += TILES * 32;
                     }
@@ -242,7 +247,8 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
                     if (MODE == STORE) highest[c] = fmaxf(highest[c], most);
                     if (MODE == BEST) {
                         for (int m = 4; m < 32; m *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, m));
-                        if (g == 0 && tile * QUERIES + own < nq) best[(i64)(tile * QUERIES + own) * part.count + i] = most;
+                        const int query = tile * QUERIES + own;
+                        if (g == 0 && query < nq) best[(i64)query * part.count + i] = most;
                     }
                 }
             if (MODE == HITS)
@@ -294,7 +300,10 @@ extern "C" __global__ void collect_scores(Code code, Rows rows, const float* q, 
             const double score = exact_score(code, rows, exact, other, words, lane);
             if (lane == 0) {
                 const int at = atomicAdd(counts + blockIdx.y, 1);
-                if (at < room) found[(i64)blockIdx.y * room + at] = (int)other, scores[(i64)blockIdx.y * room + at] = score;
+                if (at < room) {
+                    found[(i64)blockIdx.y * room + at] = (int)other;
+                    scores[(i64)blockIdx.y * room + at] = score;
+                }
             }
         }
     }

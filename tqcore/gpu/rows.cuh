@@ -12,7 +12,8 @@ struct Code {
     const int4* dims;     // [D]: nibbles of age 0, 1, 2 (-1: none), row of the tables
     const float* tables;  // [rows][3][16]
     int d, words;         // words of a row, a multiple of 4
-    int nibbles, phases, memory;  // of one chain with a nibble for 1, 2 or 4 dimensions; otherwise phases is 0
+    // Of one chain with a nibble for 1, 2 or 4 dimensions; otherwise phases is 0.
+    int nibbles, phases, memory;
 };
 
 struct Rows {
@@ -91,8 +92,8 @@ __device__ __forceinline__ double exact_dot(const Code& code, const Exact& exact
     return sum;
 }
 
-__device__ __forceinline__ double exact_score(const Code& code, const Rows& rows, const Exact& exact, i64 row, u32* words,
-                                              int lane) {
+__device__ __forceinline__ double exact_score(const Code& code, const Rows& rows, const Exact& exact, i64 row,
+                                              u32* words, int lane) {
     __syncwarp();
     for (int w = lane; w < code.words; w += 32) words[w] = word_at(rows, code.words, row, w);
     __syncwarp();

@@ -81,7 +81,7 @@ class Kernel:
         stream = torch.cuda.current_stream().cuda_stream
         sizes = (*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block)))
         (code,) = driver.cuLaunchKernel(self._function, *sizes, shared, stream, ctypes.addressof(pointers), 0)
-        if code:
+        if int(code) != 0:
             _checked((code,))
 
 

@@ -96,9 +96,8 @@ def search(
     """
     nq, device = len(q), q.device
     if nq == 0 or rows.n == 0:
-        worst = torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
-        distances = torch.full((nq, k), worst, dtype=torch.float32, device=device)
         _refuse(q, int(_not_finite(q)))
+        distances = torch.full((nq, k), _worst(rows), dtype=torch.float32, device=device)
         return distances, torch.full((nq, k), -1, dtype=torch.int64, device=device)
     q = q.contiguous()
     results = torch.empty(nq, k, device=device), torch.empty(nq, k, dtype=torch.int64, device=device)
@@ -131,6 +130,10 @@ def search(
     return results
 
 
+def _worst(rows: DeviceRows) -> float:
+    return torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
+
+
 def _not_finite(q: torch.Tensor) -> torch.Tensor:
     """The first row whose squared norm is not finite in float32, or the number of rows."""
     finite = torch.linalg.vecdot(q, q).isfinite()
@@ -157,15 +160,12 @@ def _search_floats(
     step = max(1, _DENSE_BYTES // (4 * rows.n)) if few else _batch(rows.n, k)
     for start in range(0, nq, step):
         part = slice(start, start + step)
-        own, constant = q[part], None if constants is None else constants[part].contiguous()
+        own, constant = q[part], None if constants is None else constants[part]
         room = _room(rows.n, k)
-        if few:
-            found = _scan(layout, rows, own, k, room)
-        else:
-            found = _multiply(layout, rows, own, k, room, length)
+        found = _scan(layout, rows, own, k, room) if few else _multiply(layout, rows, own, k, room, length)
         found_d, found_i = results[0][part], results[1][part]
         finish(layout, rows, own, constant, found, k, (found_d, found_i))
-        worst = torch.finfo(torch.float32).max * (1 if rows.half_norm is not None else -1)
+        worst = _worst(rows)
         for i in torch.nonzero(found.overflow).flatten().tolist():
             d, names = _ranked(layout, rows, own[i], None if constant is None else constant[i], k)
             found_d[i, : len(d)], found_i[i, : len(d)] = d, names
