@@ -182,10 +182,10 @@ def _compare(
     ("n", "d", "bits", "memory", "metric", "nq", "k"),
     [
         (600, 768, 4, 2, "ip", 1, 10),  # every bound is kept
-        (900, 130, 3, 2, "l2", 3, 10),
+        (400, 130, 3, 2, "l2", 3, 10),
         (500, 64, 2, 3, "ip", 2, 5),
-        (1500, 65, 4, 2, "l2", 20, 10),  # thresholds rise from part to part
-        (700, 70, 1, 2, "ip", 12, 3),
+        (900, 65, 4, 2, "l2", 20, 10),  # thresholds rise from part to part
+        (400, 70, 1, 2, "ip", 12, 3),
         (260, 40, 2, 2, "ip", 131, 5),  # more than one group of queries
         (33, 16, 4, 2, "l2", 20, 40),
     ],
@@ -200,7 +200,7 @@ def test_products_give_the_results_of_the_cpu(
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize(("share", "nq"), [(0.1, 3), (0.1, 12), (0.002, 12)])
 def test_filters(share: float, nq: int) -> None:
-    _compare(1500, 64, 4, 2, "l2", nq, 10, np.random.default_rng(2).random(1500) < share)
+    _compare(700, 64, 4, 2, "l2", nq, 10, np.random.default_rng(2).random(700) < share)
 
 
 @pytest.mark.usefixtures("gpu")
@@ -215,7 +215,7 @@ def test_too_many_candidates_are_ranked_in_full(nq: int, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(product, "_ROOM", 16)
     monkeypatch.setattr(search, "_search_floats", ranked)
-    _compare(700, 65, 4, 2, "l2", nq, 10)
+    _compare(300, 65, 4, 2, "l2", nq, 10)
 
 
 @pytest.mark.usefixtures("gpu")
