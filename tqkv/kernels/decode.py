@@ -20,8 +20,9 @@ __all__ = ["PackedStates", "decode_attention", "table_words"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
-_STEP = 32  # tokens that a warp takes at a time
+_FIXED = 32  # what starting and ending a block takes, in tiles
 _WARPS = 16
+_CLUSTER = 1  # blocks that merge their sums in shared memory
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 _SOURCES = ("decode_basis", "decode_tiles", "decode_packed", "decode_extra", "decode")  # compiled as one
@@ -147,7 +148,7 @@ def decode_attention(
     blocks = kv_heads * -(-group * new // _QUERIES)
     pairs = batch * blocks
     splits = _splits(pairs, tiles, extra > 0, _multiprocessors(q.device))
-    parts = splits + (extra > 0)
+    parts = -(-(splits + (extra > 0)) // _CLUSTER)
     sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float32, device=q.device)
     scalars = torch.empty(pairs, parts, _QUERIES, 2, dtype=torch.float32, device=q.device)
     tensors = (
@@ -176,7 +177,7 @@ def decode_attention(
     problem = _Problem(*(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors)
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
-        kernel((blocks, batch, parts), (_WARPS * 32,), (problem,), shared)
+        kernel((blocks, batch, parts * _CLUSTER), (_WARPS * 32,), (problem,), shared)
     return out
 
 
@@ -279,13 +280,22 @@ def _in_pieces(states: torch.Tensor) -> bool:
 
 
 def _splits(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
-    """Parts of the packed tokens of one query block, so that all multiprocessors end at about the same time."""
-    most = max(1, min(-(-tiles * 16 // _STEP), -(-4 * multiprocessors // pairs)))
+    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, so that all end soonest.
 
-    def cost(splits: int) -> float:
-        waves = -(-pairs * (splits + extra) // multiprocessors)
-        return waves / splits + 0.02 * waves
+    A multiprocessor runs a block at a time. Blocks of tokens in full precision come last: they fill what the last turn
+    leaves idle, and take one more turn where that does not suffice.
+    """
+    clusters = multiprocessors // _CLUSTER * _CLUSTER
+    at_once = _WARPS // 2  # tiles
 
+    def cost(splits: int) -> tuple[int, int]:
+        blocks = pairs * splits
+        turns = -(-blocks // clusters)
+        late = max(0, pairs * extra - (turns * clusters - blocks))
+        each = -(-tiles // (splits * at_once)) * at_once
+        return turns * (each + _FIXED) + -(-late // clusters) * _FIXED, splits
+
+    most = max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs)))
     return min(range(1, most + 1), key=cost)
 
 
@@ -345,6 +355,7 @@ def _kernel(
         "VALUE_Q": value_q,
         "STATE": state,
         "WARPS": _WARPS,
+        "CLUSTER": _CLUSTER,
     }
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)

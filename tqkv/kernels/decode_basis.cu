@@ -2,7 +2,8 @@
 // The files are joined in the order of decode.py and compiled as one.
 //
 // Compiled with HEAD_DIM, KEY_P, KEY_Q, VALUE_P, VALUE_Q (nibbles per dimensions of each side), STATE (dtype of states:
-// 0 float32, 1 float16, 2 bfloat16) and WARPS. No header is included: the run-time compiler needs none.
+// 0 float32, 1 float16, 2 bfloat16), WARPS and CLUSTER (blocks that merge through each other's shared memory). No header
+// is included: the run-time compiler needs none.
 
 typedef unsigned int u32;
 typedef unsigned short u16;

@@ -1,0 +1,36 @@
+"""What the decode kernel's host side decides without a device."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from tqkv.kernels.decode import _sign_words, _splits  # noqa: E402
+
+
+@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("pairs", [4, 8, 12, 24, 32, 64, 100])
+def test_long_contexts_keep_the_multiprocessors_busy(pairs, extra):
+    for tokens in (8192, 32768, 262144):
+        splits = _splits(pairs, tokens // 16, extra, 132)
+        turns = -(-pairs * splits // 132)
+        assert pairs * splits / (turns * 132) > 0.72, (tokens, splits)
+
+
+def test_short_contexts_are_split_no_finer_than_their_tiles():
+    assert _splits(4, 0, True, 132) == 1
+    assert _splits(4, 1, False, 132) == 1
+    assert _splits(1, 32, False, 132) == 4
+    assert _splits(1000, 10000, True, 132) <= 4
+
+
+@pytest.mark.parametrize("d", [64, 128, 256])
+def test_sign_words_hold_the_signs_of_a_lane(d):
+    signs = torch.randint(0, 2, (3, d), generator=torch.Generator().manual_seed(d)) * 2.0 - 1.0
+    words, share = _sign_words(signs), d // 32
+    assert words.dtype == torch.int32
+    assert words is _sign_words(signs)
+    for lane in range(32):
+        for n in range(3):
+            for e in range(share):
+                flipped = bool(int(words[lane]) >> (n * share + e) & 1)
+                assert flipped == (signs[n, lane * share + e] < 0)
