@@ -186,7 +186,6 @@ def _compare(
         (500, 64, 2, 3, "ip", 2, 5),
         (900, 65, 4, 2, "l2", 20, 10),  # thresholds rise from part to part
         (400, 70, 1, 2, "ip", 12, 3),
-        (260, 40, 2, 2, "ip", 131, 5),  # more than one group of queries
         (33, 16, 4, 2, "l2", 20, 40),
     ],
 )
@@ -195,6 +194,14 @@ def test_products_give_the_results_of_the_cpu(
     n: int, d: int, bits: float, memory: int, metric: str, nq: int, k: int
 ) -> None:
     _compare(n, d, bits, memory, metric, nq, k)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_more_queries_than_shared_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tqcore.gpu import product
+
+    monkeypatch.setattr(product, "_SHARED", 9000)  # 32 queries at a time
+    _compare(260, 40, 2, 2, "ip", 35, 5)
 
 
 @pytest.mark.usefixtures("gpu")
