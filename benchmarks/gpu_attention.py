@@ -39,6 +39,7 @@ _BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 _SPLIT_WARPS = 8
+_CASE: tuple[str, ...] = "heads", "kv_heads", "d", "batch", "tokens"
 # Warp instructions of the main loop for 16 tokens, keys and values, in sm_90 code of CUDA 13.0 without the branches
 # that raise the maximum: by head_dim and bits.
 _INSTRUCTIONS: dict[int, dict[float, int]] = {
@@ -253,7 +254,7 @@ def main() -> None:
         for batch in options.batches:
             for tokens in options.tokens:
                 sizes = [*(int(n) for n in numbers(heads)), int(batch), int(tokens)]
-                case = dict(zip(("heads", "kv_heads", "d", "batch", "tokens"), sizes, strict=True))
+                case: dict[str, int] = dict(zip(_CASE, sizes, strict=True))
                 results.append(measure(case, options.bits, options))
                 torch.cuda.empty_cache()
     if options.out:
