@@ -7,6 +7,8 @@ import click
 from .bench import bench
 from .env import env
 from .index import index
+from .kv import kv
+from .paper import paper
 
 __all__ = ["cli"]
 
@@ -17,6 +19,8 @@ def cli() -> None:
     """Vector search over compressed codes, without training."""
 
 
+bench.add_command(paper)
+bench.add_command(kv)
 cli.add_command(bench)
 cli.add_command(env)
 cli.add_command(index)
