@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +23,7 @@ class Check:
     name : str
         What was measured, with its unit.
     value : float, optional
-        Our value; None when skipped.
+        Our value; None when skipped, or when it failed by being no finite number.
     threshold : str
         What PASS and WARN need, in words.
     status : str
@@ -37,7 +38,7 @@ class Check:
     Raises
     ------
     ValueError
-        When `status` is unknown, or a check is skipped without a reason or measured without a value.
+        When `status` is unknown, a check is skipped with a value or without a reason, or passes without a value.
     """
 
     group: str
@@ -55,10 +56,10 @@ class Check:
             raise ValueError(f"status must be one of {', '.join(STATUSES)}, got {self.status!r}")
         if self.status == "SKIP" and not self.reason:
             raise ValueError(f"reason must say why {self.name!r} is skipped, got none")
-        if (self.value is None) != (self.status == "SKIP"):
-            raise ValueError(
-                f"value must be None exactly when skipped, got {self.value!r} with {self.status}"
-            )
+        if self.status == "SKIP" and self.value is not None:
+            raise ValueError(f"value must be None when skipped, got {self.value!r}")
+        if self.status in ("PASS", "WARN") and self.value is None:
+            raise ValueError(f"value must be a number for {self.status}, got None")
 
     def as_row(self) -> dict[str, Any]:
         """JSON-able dict of all fields."""
@@ -68,7 +69,17 @@ class Check:
 def close_to(
     group: str, name: str, value: float, theory: float, tolerance: float, *, warn: float = 3.0, **quoted: str
 ) -> Check:
-    """PASS within the relative `tolerance` of theory, WARN within `warn` times it, FAIL beyond or when NaN."""
+    """PASS within the relative `tolerance` of theory, WARN within `warn` times it, FAIL beyond.
+
+    `quoted` takes `paper`, `review` and `reason`, here and below.
+
+    Raises
+    ------
+    ValueError
+        When `theory` is 0, from which nothing has a relative distance.
+    """
+    if theory == 0:
+        raise ValueError(f"theory must not be 0 for {name!r}, got 0: use at_most")
     off = abs(value - theory) / abs(theory)
     status = "PASS" if off <= tolerance else "WARN" if off <= warn * tolerance else "FAIL"
     threshold = f"within {100 * tolerance:g}% of theory; WARN to {100 * warn * tolerance:g}%"
@@ -93,9 +104,11 @@ def at_least(
     return _judged(group, name, value, f"at least {limit:.4g}", status, theory, f"below {limit:.4g}", quoted)
 
 
-def skipped(group: str, name: str, reason: str, threshold: str = "", **quoted: str) -> Check:
+def skipped(
+    group: str, name: str, reason: str, threshold: str = "", *, paper: str = "", review: str = ""
+) -> Check:
     """A check that cannot be made here, and why."""
-    return Check(group, name, None, threshold, "SKIP", reason=reason, **quoted)
+    return Check(group, name, None, threshold, "SKIP", paper=paper, review=review, reason=reason)
 
 
 def counts(checks: Iterable[Check]) -> dict[str, int]:
@@ -120,5 +133,8 @@ def _judged(
     quoted: dict[str, str],
 ) -> Check:
     note = quoted.pop("reason", "")
+    if not math.isfinite(value):
+        reason = "; ".join(filter(None, [f"got {value}", note]))
+        return Check(group, name, None, threshold, "FAIL", theory, reason=reason, **quoted)
     reason = note if status == "PASS" else "; ".join(filter(None, [fault, note]))
     return Check(group, name, float(value), threshold, status, theory, reason=reason, **quoted)

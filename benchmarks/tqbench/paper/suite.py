@@ -94,7 +94,7 @@ def compression_checks() -> list[Check]:
 
 def spread_checks(seed: int, d: int = 256) -> list[Check]:
     """Whether the rotation makes one-hot and spiky vectors look like uniform points of the sphere."""
-    group = "Energy spreading of the rotation, d = 256"
+    group = f"Energy spreading of the rotation, d = {d}"
     rng = np.random.default_rng([seed, d])
     spiky = 0.01 * rng.standard_normal((d, d)).astype(np.float32)
     rows = np.arange(d)
