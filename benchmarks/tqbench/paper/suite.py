@@ -192,24 +192,6 @@ def distortion_checks(results: Results, d: int) -> list[Check]:
     return checks
 
 
-def _bits(b: int) -> str:
-    return f"{b} bit{'s' * (b > 1)}"
-
-
-def _label(name: str, b: int) -> str:
-    return f"{name}, {_bits(b)}"
-
-
-def _printed(name: str, b: int) -> str:
-    return PAPER_DISTORTION[b] if name == "mse" else ""
-
-
-def _note(name: str, b: int) -> str:
-    if name == "chain":
-        return "theory: what its table reached on N(0, 1) when fitted"
-    return f"large d: {LLOYD_MAX[b]:.4g}" + "; the paper's 0.03 is a truncation" * (b == 3)
-
-
 def product_checks(results: Results, d: int) -> list[Check]:
     """Bias of inner products and its removal; their error beside theory, and its slope."""
     return [*_bias_checks(results, d), *_error_checks(results, d)]
@@ -293,3 +275,21 @@ def _error_checks(results: Results, d: int) -> list[Check]:
         for name in _SKETCH
     ]
     return checks
+
+
+def _bits(b: int) -> str:
+    return f"{b} bit{'s' * (b > 1)}"
+
+
+def _label(name: str, b: int) -> str:
+    return f"{name}, {_bits(b)}"
+
+
+def _printed(name: str, b: int) -> str:
+    return PAPER_DISTORTION[b] if name == "mse" else ""
+
+
+def _note(name: str, b: int) -> str:
+    if name == "chain":
+        return "theory: what its table reached on N(0, 1) when fitted"
+    return f"large d: {LLOYD_MAX[b]:.4g}" + "; the paper's 0.03 is a truncation" * (b == 3)
