@@ -11,6 +11,10 @@ __all__ = ["SUITES", "load_suite"]
 
 # name -> module with run(options), write_page(record, folder, name) and show(record, console); one line of help
 SUITES: dict[str, tuple[str, str]] = {
+    "memory": (
+        "tqbench.kv.memory",
+        "bytes of a cache for any configuration, and of a real cache beside them",
+    ),
     "needle": ("tqbench.kv.needle", "values hidden in a long text, asked for from the packed cache"),
 }
 
