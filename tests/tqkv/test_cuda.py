@@ -155,6 +155,7 @@ def test_steps_encode_what_leaves_every_ring(tiny, options, prompt):
     for start, stop in [(0, prompt), *((n, n + 1) for n in range(prompt, 100))]:
         for index, (keys, values) in enumerate(states):
             cache.update(keys[:, :, start:stop], values[:, :, start:stop], index)
+            cache.packed_layers[index].take()
     for layer, sides in zip(cache.packed_layers, states, strict=True):
         view = layer.view()
         assert view.packed == 80
