@@ -1,5 +1,6 @@
 """Vector search over compressed codes, with the Index API of FAISS and no training."""
 
+from .files import ConcurrentWriterError, DiskFullError, ReadOnlyPathError
 from .filters import SearchParameters
 from .format import IndexFileError
 from .index import METRIC_INNER_PRODUCT, METRIC_L2, TurboQuantIndex
@@ -11,8 +12,11 @@ __version__: str
 __all__ = [
     "METRIC_INNER_PRODUCT",
     "METRIC_L2",
+    "ConcurrentWriterError",
+    "DiskFullError",
     "DriftWarning",
     "IndexFileError",
+    "ReadOnlyPathError",
     "SearchParameters",
     "TurboQuantIndex",
     "read_index",

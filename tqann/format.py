@@ -1,4 +1,4 @@
-r"""The index file, version 1: what its bytes mean, and what a header must pass before anything is allocated.
+r"""The index file, versions 1 and 2: what its bytes mean, and what a header must pass before anything is allocated.
 
 All integers are little-endian.
 
@@ -9,8 +9,8 @@ All integers are little-endian.
     16      4      CRC-32 of bytes 0 to 15 and of the JSON header, uint32
     20      4      zero
     24      h      JSON header, ASCII: quantizer (the configuration of the codes), metric, ntotal, next_id,
-    checksums -              sections, each starting at the next multiple of 64 after zero bytes; the last one
-    ends the file
+    checksums -              sections, each starting at the next multiple of 64 after zero bytes; in version 1 the last
+    one ends the file, in version 2 a journal follows at the next multiple of 64 (see `tqann.journal`)
 
 Sections: plan, float32, the arrays of the calibrated plan in the order of `Plan.arrays`, present only for one;
 codes, uint8 [ntotal, code_size]; scalars, float32 [n_scalars, ntotal]; ids, int64 [ntotal], present
@@ -42,6 +42,7 @@ __all__ = [
     "Header",
     "IndexFileError",
     "StoredCode",
+    "aligned",
     "pack_header",
     "parse_header",
     "quantizer_options",
@@ -51,7 +52,7 @@ __all__ = [
 PREFIXES = ("", "refinement_")  # of the sections of each code
 
 MAGIC = b"\x93TQANN\r\n"
-VERSION = 1
+VERSIONS = (1, 2)
 _PREFIX = struct.Struct("<8sIIII")
 _MAX_HEADER = 1 << 20
 _ALIGN = 64
@@ -92,7 +93,7 @@ class Header:
     """Everything in an index file but its sections.
 
     `codes` are the first code and, if there is one, the finer one, which `refine_factor` belongs to; `checksums` maps
-    section names to CRC-32.
+    section names to CRC-32. A journal follows for `version` 2.
     """
 
     codes: tuple[StoredCode, ...]
@@ -102,6 +103,7 @@ class Header:
     next_id: int
     checksums: dict[str, int]
     refine_factor: int | None = None
+    version: int = 1
 
     def sections(self, end: int) -> dict[str, tuple[int, int]]:
         """Return name -> (offset, bytes) of each section in file order, for a header that ends at `end`."""
@@ -112,10 +114,15 @@ class Header:
             sizes[prefix + "scalars"] = self.ntotal * code.quantizer.n_scalars * 4
         places = {}
         for name in self.checksums:
-            offset = -(-end // _ALIGN) * _ALIGN
+            offset = aligned(end)
             places[name] = (offset, sizes[name])
             end = offset + sizes[name]
         return places
+
+
+def aligned(offset: int) -> int:
+    """Return the next multiple of 64."""
+    return -(-offset // _ALIGN) * _ALIGN
 
 
 def pack_header(header: Header) -> bytes:
@@ -136,37 +143,37 @@ def pack_header(header: Header) -> bytes:
             "factor": header.refine_factor,
         }
     text = json.dumps(fields, allow_nan=False).encode("ascii")
-    start = struct.pack("<8sII", MAGIC, VERSION, len(text))
+    start = struct.pack("<8sII", MAGIC, header.version, len(text))
     return start + struct.pack("<II", zlib.crc32(text, zlib.crc32(start)), 0) + text
 
 
 def parse_header(file: Any, size: int) -> tuple[Header, dict[str, tuple[int, int]]]:
     """Return the header of a binary file of `size` bytes, and name -> (offset, bytes) of the sections.
 
-    Raises IndexFileError for whatever version 1 does not allow, a size that does not match among it.
+    Raises IndexFileError for whatever its version does not allow, a size that does not match among it.
     """
     prefix = file.read(_PREFIX.size)
     if len(prefix) < _PREFIX.size or prefix[:8] != MAGIC:
         raise IndexFileError(f"not an index file: it begins with {prefix[:8]!r}, and an index with {MAGIC!r}")
     _, version, length, checksum, reserved = _PREFIX.unpack(prefix)
-    if version != VERSION:
+    if version not in VERSIONS:
         raise IndexFileError(
-            f"format version must be {VERSION}, got {version}: a newer tqann wrote it, or it is damaged"
+            f"format version must be 1 or 2, got {version}: a newer tqann wrote it, or it is damaged"
         )
     if reserved or length > min(_MAX_HEADER, size - _PREFIX.size):
         raise IndexFileError(f"truncated or damaged: a header of {length} bytes in a file of {size} bytes")
     text = file.read(length)
     if len(text) != length or zlib.crc32(text, zlib.crc32(prefix[:16])) != checksum:
         raise IndexFileError("damaged: the checksum of the header does not match")
-    header = _validated(text)
+    header = _validated(text, version)
     places = header.sections(_PREFIX.size + length)
     end = sum(list(places.values())[-1])
-    if size != end:
+    if size < end or (size > end and version == 1):
         raise IndexFileError(f"truncated or damaged: the header describes {end} bytes, the file has {size}")
     return header, places
 
 
-def _validated(text: bytes) -> Header:
+def _validated(text: bytes, version: int) -> Header:
     try:
         fields = json.loads(text.decode("ascii"))
     except (ValueError, RecursionError) as error:
@@ -188,7 +195,7 @@ def _validated(text: bytes) -> Header:
         finer, factor = _refinement(fields["refinement"], fields["quantizer"], metric)
         codes = (*codes, finer)
     checksums = _checksums(fields["checksums"], codes)
-    return Header(codes, _planning(fields["planning"]), metric, ntotal, next_id, checksums, factor)
+    return Header(codes, _planning(fields["planning"]), metric, ntotal, next_id, checksums, factor, version)
 
 
 def _refinement(fields: Any, first: dict[str, Any], metric: str) -> tuple[StoredCode, int]:

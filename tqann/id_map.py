@@ -6,7 +6,7 @@ import numpy as np
 
 from tqcore import _core
 
-from .storage import grown
+from .storage import Changes, grown
 
 __all__ = ["IdMap"]
 
@@ -30,6 +30,7 @@ class IdMap:
         self.n = n
         self._ids = ids
         self._positions: _core.Int64Map | None = None
+        self.changes: Changes | None = None  # since the file was written, for an index that has one
         if next_id is None:
             next_id = n if ids is None else int(ids.max(initial=-1)) + 1
         self.next_id = next_id
@@ -111,6 +112,8 @@ class IdMap:
             if len(ids) > 1024 and left < len(ids) // 2:
                 self._ids = ids[: grown(0, left + left // 32 + 64)].copy()
         self.n = left
+        if self.changes is not None:
+            self.changes.removed(holes, left)
 
     def copy(self) -> IdMap:
         """Return an independent map."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from tqcore.config import MAX_D
-from tqcore.plan import Plan
 from tqcore.quantizer import Quantizer
 
 from .arguments import (
@@ -20,20 +18,18 @@ from .arguments import (
     check_radius,
     check_vectors,
 )
-from .collection import Collection, collection_on
+from .base import METRIC_INNER_PRODUCT, METRIC_L2, IndexBase
+from .collection import collection_on
 from .filters import bitset, find_positions, search_parameters, select
 from .format import quantizer_options
-from .id_map import IdMap
 from .planning import PLANS, Planner
 
 __all__ = ["METRIC_INNER_PRODUCT", "METRIC_L2", "TurboQuantIndex"]
 
-METRIC_INNER_PRODUCT = 0
-METRIC_L2 = 1
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
-class TurboQuantIndex:
+class TurboQuantIndex(IndexBase):
     """A flat index of compressed vectors with the methods, shapes and conventions of `faiss.Index`.
 
     Vectors are float arrays [n, d]; integers are refused, as FAISS refuses them. Ids are int64, unique and
@@ -114,112 +110,6 @@ class TurboQuantIndex:
             quantizer.check_plannable()
         self._assemble(
             collection_on(device, quantizer, refine_bits=refine_bits), metric, Planner(plan), threads
-        )
-
-    def _assemble(self, vectors: Collection, metric: str, planner: Planner, threads: int) -> None:
-        self._vectors = vectors
-        self._planner = planner
-        self._metric = metric
-        self.threads = threads
-
-    @classmethod
-    def _from_collection(
-        cls, vectors: Collection, metric: str, planner: Planner, threads: int = 0
-    ) -> TurboQuantIndex:
-        index = cls.__new__(cls)
-        index._assemble(vectors, metric, planner, threads)
-        return index
-
-    @property
-    def d(self) -> int:
-        """Dimensions of a vector."""
-        return self.quantizer.d
-
-    @property
-    def device(self) -> str:
-        """Where the codes lie: "cpu", or "cuda:0" and so on."""
-        return self._vectors.device
-
-    @property
-    def bits(self) -> float:
-        """Bits per dimension, without scalars."""
-        return self.quantizer.bits
-
-    @property
-    def refine_bits(self) -> float | None:
-        """Bits per dimension of the finer code; None without one."""
-        return self._vectors.finer.bits if self._vectors.finer else None
-
-    @property
-    def refine_factor(self) -> int | None:
-        """Candidates by the first code for each result of `search`, 10 unless set; None without a finer code."""
-        return self._vectors.refine_factor
-
-    @refine_factor.setter
-    def refine_factor(self, factor: int) -> None:
-        self._vectors.set_refine_factor(check_integer(factor, "refine_factor", 1))
-
-    @property
-    def ntotal(self) -> int:
-        """Number of vectors held."""
-        return len(self._vectors)
-
-    @property
-    def is_trained(self) -> bool:
-        """Always true: the code depends on no data."""
-        return True
-
-    @property
-    def metric(self) -> str:
-        """The metric by name: "l2", "ip" or "cosine"."""
-        return self._metric
-
-    @property
-    def metric_type(self) -> int:
-        """FAISS's constant: METRIC_L2, or METRIC_INNER_PRODUCT for "ip" and "cosine"."""
-        return METRIC_L2 if self._metric == "l2" else METRIC_INNER_PRODUCT
-
-    @property
-    def code_size(self) -> int:
-        """Bytes per vector, the float32 scalars beside the packed code included."""
-        return self._vectors.code_size + 4 * self._vectors.n_scalars
-
-    @property
-    def quantizer(self) -> Quantizer:
-        """The quantizer between vectors and codes; its configuration must not be changed."""
-        return self._vectors.quantizer
-
-    @property
-    def plan(self) -> Plan | None:
-        """The calibrated plan in use; None while the code is oblivious."""
-        return self.quantizer.plan
-
-    @property
-    def drift(self) -> float:
-        """How well the plan fits what was added: its expected squared error over the oblivious code's.
-
-        Below 1 the plan helps; above 1 it does harm, and a batch of such vectors raises a `DriftWarning`, once. NaN
-        without a plan. One vector in 16 is looked at.
-        """
-        return self._planner.drift
-
-    @property
-    def ids(self) -> np.ndarray:
-        """The ids in storage order, a new int64 [ntotal]."""
-        return self._id_map.array()
-
-    def nbytes(self) -> int:
-        """Bytes of memory that vectors and ids take, spare capacity included and a mapped file not."""
-        return self._vectors.nbytes()
-
-    def __len__(self) -> int:
-        return self.ntotal
-
-    def __repr__(self) -> str:
-        refined = f", refine_bits={self.refine_bits:g}" if self.refine_bits else ""
-        return (
-            f"TurboQuantIndex(d={self.d}, bits={self.bits:g}, metric={self._metric!r}, "
-            f"code={self.quantizer.code!r}{refined}, ntotal={self.ntotal}, code_size={self.code_size})"
         )
 
     def train(self, x: Any) -> None:
@@ -436,45 +326,10 @@ class TurboQuantIndex:
         new = self._id_map.fresh(count) if ids is None else self._new_ids(ids, count)
         self._vectors.add_codes(packed, scalars, new)
 
-    def copy(self) -> TurboQuantIndex:
-        """Return an independent index with the same contents."""
-        return self._from_collection(self._vectors.copy(), self._metric, self._planner.copy(), self.threads)
-
-    __copy__ = copy
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> TurboQuantIndex:
-        return self.copy()
-
     def __reduce__(self) -> tuple[Any, ...]:
         from .io import to_bytes
 
         return _unpickle, (to_bytes(self), self.threads)
-
-    def to(self, device: str) -> TurboQuantIndex:
-        """Return the index on `device`, "cpu" or "cuda"; itself where it is there already, else an independent one."""
-        check_device(device)
-        if device in (self.device, self.device.partition(":")[0]):
-            return self
-        vectors = collection_on(device, self.quantizer, self._id_map.copy(), self.refine_bits)
-        vectors.take_rows(self._vectors)
-        return self._from_collection(vectors, self._metric, self._planner.copy(), self.threads)
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the index to a file; see `write_index`."""
-        from .io import write_index
-
-        write_index(self, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str], mmap: bool = False) -> TurboQuantIndex:
-        """Read an index from a file; see `read_index`."""
-        from .io import read_index
-
-        return read_index(path, mmap=mmap)
-
-    @property
-    def _id_map(self) -> IdMap:
-        return self._vectors.id_map
 
     def _checked_codes(self, codes: Any) -> tuple[np.ndarray, np.ndarray]:
         return check_codes(codes, "codes", self._vectors.code_size, self._vectors.n_scalars)

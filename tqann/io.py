@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import math
 import os
-import secrets
-import stat
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,28 @@ import numpy as np
 from tqcore.plan import Plan
 from tqcore.quantizer import Quantizer
 
+from .base import IndexBase
 from .collection import Collection
-from .format import PREFIXES, Header, IndexFileError, StoredCode, pack_header, parse_header, section_names
+from .files import named_errors, replace_file, writing
+from .format import (
+    PREFIXES,
+    Header,
+    IndexFileError,
+    StoredCode,
+    aligned,
+    pack_header,
+    parse_header,
+    section_names,
+)
 from .id_map import IdMap
 from .index import TurboQuantIndex
+from .journal import Tail, apply_journal, pack_journal_header, read_at
 from .planning import Planner
 from .refinement import PairedStorage, RefinedCollection
 from .storage import CodeStorage
+from .sync import attach
 
-__all__ = ["from_bytes", "read_index", "to_bytes", "write_index"]
+__all__ = ["from_bytes", "read_index", "to_bytes", "write_index", "write_with_journal"]
 
 _CHUNK_BYTES = 1 << 22
 
@@ -38,27 +50,14 @@ def write_index(index: TurboQuantIndex, path: str | os.PathLike[str]) -> None:
     if not isinstance(index, TurboQuantIndex):
         raise TypeError(f"index must be a TurboQuantIndex, got {type(index).__name__}")
     target = os.path.realpath(os.fsdecode(path))
-    folder = os.path.dirname(target)
-    temporary = os.path.join(folder, f".tqann-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    try:
-        try:
-            if os.path.exists(target):
-                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-            _write(index, _Descriptor(descriptor))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-    _sync_folder(folder)
+    with named_errors(target), writing(target) as alone:
+        if index._attached is not None and index._attached.path == target:
+            index._attached = None  # it is this file no longer
+        replace_file(target, lambda output: _write(index, output), alone)
 
 
 def read_index(path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = False) -> TurboQuantIndex:
-    """Read an index that `write_index` wrote.
+    """Read an index that `write_index` or `TurboQuantIndex.sync` wrote, the latter as of its last complete sync.
 
     Parameters
     ----------
@@ -66,8 +65,8 @@ def read_index(path: str | os.PathLike[str], *, mmap: bool = False, verify: bool
     mmap : bool
         Map the file instead of reading it: opening takes no time and searching reads what it needs. The
         header's checksum and all sizes are checked, the checksums of the data are not. The first change to
-        the index copies it into memory; the file never changes. It must not be truncated while it is mapped
-        (replacing it by `write_index` is safe).
+        the index copies it into memory, and so does a journal that holds changes; no change to the index reaches the
+        file but by `sync`. It must not be truncated while it is mapped (replacing it by `write_index` is safe).
     verify : bool
         With `mmap`, check the data as well, which reads the file once. Without it that is always done.
 
@@ -78,11 +77,16 @@ def read_index(path: str | os.PathLike[str], *, mmap: bool = False, verify: bool
     OSError
         Where the file cannot be read.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if mmap:
-            return _map(file, size, verify)
-        return _read(file, size)
+    target = os.path.realpath(os.fsdecode(path))
+    with open(target, "rb") as file:
+        status = os.fstat(file.fileno())
+        contents = (
+            _map_sections(file, status.st_size, verify) if mmap else _read_sections(file, status.st_size)
+        )
+        index, tail = _restored(file, status.st_size, contents, verify or not mmap)
+    if tail is not None:
+        attach(index, target, status, tail)
+    return index
 
 
 def to_bytes(index: TurboQuantIndex) -> bytes:
@@ -97,22 +101,18 @@ def from_bytes(data: bytes) -> TurboQuantIndex:
     return _read(io.BytesIO(data), len(data))
 
 
-class _Descriptor:
-    """The two methods that `_write` needs, over a file descriptor."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-
-    def seek(self, offset: int) -> None:
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-
-    def write(self, data: Any) -> None:
-        rest = memoryview(data).cast("B")
-        while rest:
-            rest = rest[os.write(self._descriptor, rest) :]
+def write_with_journal(index: IndexBase, file: Any, salt: bytes) -> Tail:
+    """Write an index file with an empty journal, which has `salt`, to a binary file, and return where that ends."""
+    header, end = _write(index, file, version=2)
+    start = aligned(end)
+    journal = pack_journal_header(salt, int.from_bytes(header[16:20], "little"))
+    file.seek(end)
+    file.write(bytes(start - end) + journal)
+    return Tail(start, start + len(journal), salt, 0, int.from_bytes(journal[-4:], "little"))
 
 
-def _write(index: TurboQuantIndex, file: Any) -> None:
+def _write(index: IndexBase, file: Any, version: int = 1) -> tuple[bytes, int]:
+    """Write header and sections; the header, and where the sections end, are returned."""
     index = index.to("cpu")
     parts, ids = index._vectors.parts(), index._vectors.id_map.stored
     planner = index._planner
@@ -126,6 +126,7 @@ def _write(index: TurboQuantIndex, file: Any) -> None:
         index._vectors.id_map.next_id,
         checksums,
         index.refine_factor,
+        version,
     )
     end = len(pack_header(header))
     file.write(bytes(end))
@@ -144,7 +145,8 @@ def _write(index: TurboQuantIndex, file: Any) -> None:
         end = offset + size
     # The header comes last: before it is written the file does not even begin like an index.
     file.seek(0)
-    file.write(pack_header(header))
+    file.write(packed := pack_header(header))
+    return packed, end
 
 
 def _described(quantizer: Quantizer) -> StoredCode:
@@ -172,7 +174,22 @@ def _scalar_chunks(storage: CodeStorage) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(column[: storage.n], dtype="<f4")
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """What the sections of a file hold; `end` is where the last one ends."""
+
+    header: Header
+    storages: list[CodeStorage]
+    ids: np.ndarray | None
+    plans: list[np.ndarray]
+    end: int
+
+
 def _read(file: Any, size: int) -> TurboQuantIndex:
+    return _restored(file, size, _read_sections(file, size), True)[0]
+
+
+def _read_sections(file: Any, size: int) -> _Contents:
     header, places = parse_header(file, size)
     n, storages = header.ntotal, {}
     for prefix, code in zip(PREFIXES, header.codes, strict=False):
@@ -195,7 +212,7 @@ def _read(file: Any, size: int) -> TurboQuantIndex:
         storage.n = n
     ids = np.frombuffer(sections["ids"], dtype="<i8") if "ids" in sections else None
     plans = [np.frombuffer(sections.get(prefix + "plan", b""), dtype="<f4") for prefix in PREFIXES]
-    return _checked(header, list(storages.values()), ids, plans)
+    return _Contents(header, list(storages.values()), ids, plans, end)
 
 
 def _read_codes(file: Any, storage: CodeStorage, n: int) -> int:
@@ -208,7 +225,7 @@ def _read_codes(file: Any, storage: CodeStorage, n: int) -> int:
     return checksum
 
 
-def _map(file: Any, size: int, verify: bool) -> TurboQuantIndex:
+def _map_sections(file: Any, size: int, verify: bool) -> _Contents:
     header, places = parse_header(file, size)
     end = file.tell()
     data = np.memmap(file, dtype=np.uint8, mode="r").view(np.ndarray)
@@ -224,38 +241,48 @@ def _map(file: Any, size: int, verify: bool) -> TurboQuantIndex:
     ]
     plans = [parts.get(prefix + "plan", data[:0]).view("<f4") for prefix in PREFIXES]
     ids = parts["ids"].view("<i8") if "ids" in parts else None
-    if not verify:
-        return _assembled(header, storages, ids, plans)
     for name, (offset, length) in places.items():
-        _check_padding(data[end:offset])
-        _compare(name, zlib.crc32(parts[name]), header)
+        if verify:
+            _check_padding(data[end:offset])
+            _compare(name, zlib.crc32(parts[name]), header)
         end = offset + length
-    return _checked(header, storages, ids, plans)
+    return _Contents(header, storages, ids, plans, end)
 
 
-def _checked(
-    header: Header, storages: list[CodeStorage], ids: np.ndarray | None, plans: list[np.ndarray]
-) -> TurboQuantIndex:
-    if not all(np.isfinite(plan).all() for plan in plans):
+def _restored(file: Any, size: int, contents: _Contents, verify: bool) -> tuple[TurboQuantIndex, Tail | None]:
+    """The index of sections and journal, and how far the journal goes; None for a file without one."""
+    tail = None
+    if contents.header.version == 2:
+        start = aligned(contents.end)
+        _check_padding(read_at(file, contents.end, start - contents.end))
+        header, ids, tail = apply_journal(file, start, size, contents.header, contents.storages, contents.ids)
+        verify = verify or tail.sequence > 0
+        contents = replace(contents, header=header, ids=ids)
+    if verify:
+        _check_values(contents)
+    return _assembled(contents), tail
+
+
+def _check_values(contents: _Contents) -> None:
+    if not all(np.isfinite(plan).all() for plan in contents.plans):
         raise IndexFileError("plan must be finite, got NaN or infinity")
-    if not all(np.isfinite(storage.scalars[:, : storage.n]).all() for storage in storages):
+    if not all(np.isfinite(storage.scalars[:, : storage.n]).all() for storage in contents.storages):
         raise IndexFileError("scalars must be finite, got NaN or infinity")
+    header, ids = contents.header, contents.ids
     if ids is not None:
-        ordered = np.sort(ids)
-        if len(ids) and (
+        ordered = np.sort(ids[: header.ntotal])
+        if len(ordered) and (
             ordered[0] < 0 or ordered[-1] >= header.next_id or (ordered[1:] == ordered[:-1]).any()
         ):
             raise IndexFileError(
                 f"ids must be unique and from 0 to next_id - 1 = {header.next_id - 1}, but some are not"
             )
-    return _assembled(header, storages, ids, plans)
 
 
-def _assembled(
-    header: Header, storages: list[CodeStorage], ids: np.ndarray | None, plans: list[np.ndarray]
-) -> TurboQuantIndex:
-    quantizers = [_planned(code, plan) for code, plan in zip(header.codes, plans, strict=False)]
-    id_map = IdMap(header.ntotal, ids, header.next_id)
+def _assembled(contents: _Contents) -> TurboQuantIndex:
+    header, storages = contents.header, contents.storages
+    quantizers = [_planned(code, plan) for code, plan in zip(header.codes, contents.plans, strict=False)]
+    id_map = IdMap(header.ntotal, contents.ids, header.next_id)
     if header.refine_factor is None:
         vectors = Collection(quantizers[0], storages[0], id_map)
     else:
@@ -291,13 +318,3 @@ def _check_padding(padding: bytes | np.ndarray) -> None:
 def _compare(name: str, checksum: int, header: Header) -> None:
     if checksum != header.checksums[name]:
         raise IndexFileError(f"damaged: the checksum of the section {name} does not match")
-
-
-def _sync_folder(folder: str) -> None:
-    if os.name == "nt":  # Windows cannot open a folder for this
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

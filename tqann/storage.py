@@ -6,7 +6,7 @@ import numpy as np
 
 from tqcore.packing import blocks_for, pack_rows, unpack_rows
 
-__all__ = ["CodeStorage", "grown", "removal_moves"]
+__all__ = ["Changes", "CodeStorage", "grown", "removal_moves"]
 
 _BLOCK = 16
 
@@ -32,6 +32,42 @@ def removal_moves(n: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray
     stays = np.ones(n - left, dtype=bool)
     stays[positions[split:] - left] = False
     return positions[:split], np.flatnonzero(stays) + left
+
+
+class Changes:
+    """Which rows of an index are not those of its file: the ones from `low` on, and some below.
+
+    Parameters
+    ----------
+    n : int
+        Rows of the file.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.low = n
+        self._moved = np.zeros(0, dtype=np.int64)
+        self._recent: list[np.ndarray] = []
+        self._count = 0
+
+    def removed(self, holes: np.ndarray, left: int) -> None:
+        """Take note of a removal after which `left` rows are there, those in `holes` new ones."""
+        self.low = min(self.low, left)
+        holes = holes[holes < self.low]
+        if not len(holes):
+            return
+        self._recent.append(holes)
+        self._count += len(holes)
+        # An index that is never written must not remember more than its rows.
+        if self._count > 1024 + len(self._moved):
+            self.moved()
+
+    def moved(self) -> np.ndarray:
+        """Return the rows below `low` that changed, sorted int64 [m]."""
+        if self._recent:
+            self._moved = np.unique(np.concatenate([self._moved, *self._recent]))
+            self._recent, self._count = [], 0
+        self._moved = self._moved[: int(np.searchsorted(self._moved, self.low))]
+        return self._moved
 
 
 class CodeStorage:
@@ -106,6 +142,17 @@ class CodeStorage:
         pack_rows(self._blocks, start, codes)
         if scalars is not None:
             self._scalars[:, start : start + len(codes)] = scalars.T
+
+    def put(self, positions: np.ndarray, codes: np.ndarray, scalars: np.ndarray) -> None:
+        """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at `positions`, int64 [m] below n."""
+        if self._rows is not None:
+            self._own(self.n)
+        source = np.arange(len(positions))
+        packed = np.zeros(blocks_for(len(positions), self.code_size), dtype=np.uint32)
+        pack_rows(packed, 0, codes)
+        rows = packed[source // _BLOCK, :, source % _BLOCK]
+        self._blocks[positions // _BLOCK, :, positions % _BLOCK] = rows
+        self._scalars[:, positions] = scalars.T
 
     def remove(self, holes: np.ndarray, movers: np.ndarray, n: int) -> None:
         """Move the rows `movers` into `holes` and keep the first `n`; see `removal_moves`."""

@@ -33,7 +33,7 @@ def test_import_takes_numpy_alone(tmp_path):
 
 def test_names():
     assert (tqann.METRIC_INNER_PRODUCT, tqann.METRIC_L2) == (0, 1)
-    assert len(tqann.__all__) <= 8
+    assert len(tqann.__all__) <= 11
     assert all(hasattr(tqann, name) for name in tqann.__all__ if name != "__version__")
     with pytest.raises(AttributeError, match="no_such_name"):
         tqann.no_such_name  # noqa: B018
