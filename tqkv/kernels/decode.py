@@ -296,7 +296,11 @@ def _splits(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
         return turns * (each + _FIXED) + -(-late // clusters) * _FIXED, splits
 
     most = max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs)))
-    return min(range(1, most + 1), key=cost)
+    if _CLUSTER == 1:
+        return min(range(1, most + 1), key=cost)
+    # Tokens in full precision take one of a cluster's places.
+    most = -(-(most + extra) // _CLUSTER) * _CLUSTER
+    return min(range(_CLUSTER - extra, most + 1 - extra, _CLUSTER), key=cost)
 
 
 @lru_cache(maxsize=16)

@@ -17,6 +17,7 @@ constexpr int SLOTS = 4;              // steps that the first may be ahead of th
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
+constexpr int KEY_AHEAD = 3, VALUE_AHEAD = 3;  // operands looked up ahead of their products
 constexpr int IN_FLIGHT = 12;         // partial sums that a thread loads at a time
 constexpr float NO_SCORE = -1e30f;
 constexpr float LARGEST = 32768.0f;   // of a weight before the running maximum is raised, within float16
@@ -108,6 +109,12 @@ template <int BYTES>
 struct Codes {
     static constexpr int WORDS = (BYTES + 3) / 4;
     u32 words[WORDS];
+
+    // First word of the piece that ends with word `w`; w + 1 if none does.
+    static constexpr __device__ __forceinline__ int start(int w) {
+        constexpr int whole = BYTES / 16 * 4, eight = whole + BYTES % 16 / 8 * 2;
+        return w < whole ? (w % 4 == 3 ? w - 3 : w + 1) : w < eight ? (w == eight - 1 ? w - 1 : w + 1) : w;
+    }
 
     // Loads the piece that ends with word `w`, if there is one and `wanted`: once it is used up, that of the next tile.
     __device__ __forceinline__ void load(const unsigned char* tile, int lane, int w, bool wanted) {

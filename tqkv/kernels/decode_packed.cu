@@ -162,8 +162,9 @@ struct Share {
         first_tile = start / TILE;
         end_tile = (length + TILE - 1) / TILE;
         const int units = end_tile > first_tile ? (end_tile - first_tile + STEP - 1) / STEP : 0;
-        first = (long long)units * split / p.splits + pair;
-        last = (long long)units * (split + 1) / p.splits;
+        // 32 bits suffice: a row has fewer than 2^20 units for each of at most 2^11 splits.
+        first = (int)((u32)units * (u32)split / (u32)p.splits) + pair;
+        last = (int)((u32)units * (u32)(split + 1) / (u32)p.splits);
     }
     // A step that ends beyond the last tile takes that one again, masked.
     __device__ __forceinline__ int tile(int unit, int i) const { return min(first_tile + unit * STEP + i, end_tile - 1); }
@@ -324,7 +325,6 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         const bool key = i < 16 * KEY_P;
         ((uint2*)(memory + (key ? 0 : TABLE_BYTES)))[key ? i : i - 16 * KEY_P] = key ? p.key_tables[i] : p.value_tables[i - 16 * KEY_P];
     }
-    if (threadIdx.x < 2 * PAIRS * SLOTS) barrier_set(shared_address(memory + BARRIERS) + threadIdx.x * 8, 1);
     float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
     if (scores) {
         Query query;
@@ -366,6 +366,10 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
 #pragma unroll
         for (int i = 0; i < STEP; i++) {
             values[i].load(p.value_codes + (first_tile + share.tile(share.first, i)) * VALUE_TILE, lane, share.first < share.last);
+        }
+        if (lane == 0) {
+#pragma unroll
+            for (int i = 0; i < 2 * SLOTS; i++) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + i) * 8, 1);
         }
         float sums[VALUE_ROWS][4];
 #pragma unroll
