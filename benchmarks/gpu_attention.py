@@ -176,7 +176,8 @@ def plain_methods(case: dict[str, int], flex: bool) -> Iterable[tuple[str, Calla
         from torch.nn.attention.flex_attention import flex_attention
 
         compiled = torch.compile(flex_attention, dynamic=False)
-        yield "flex", lambda q, k, v: compiled(q, k, v, enable_gqa=True)
+        yield "flex gqa", lambda q, k, v: compiled(q, k, v, enable_gqa=True)
+        yield "flex grouped", lambda q, k, v: compiled(q.view(batch, kv_heads, heads // kv_heads, d), k, v)
 
 
 def measure(case: dict[str, int], rates: list[float], options: argparse.Namespace) -> dict[str, Any]:
@@ -206,8 +207,11 @@ def measure(case: dict[str, int], rates: list[float], options: argparse.Namespac
     del states
     timed = {name: row["us"] for name, row in result["bf16"].items() if "us" in row}
     best = min(timed.values(), default=math.nan)
-    line = ", ".join(f"{name} {us:.1f}" for name, us in sorted(timed.items(), key=lambda item: item[1])[:4])
+    line = ", ".join(f"{name} {us:.1f}" for name, us in sorted(timed.items(), key=lambda item: item[1]))
     print(f"{heads}/{kv_heads} x {d}, batch {batch}, {tokens} tokens: bf16 us: {line}", flush=True)
+    for name, row in result["bf16"].items():
+        if "skipped" in row:
+            print(f"  {name}: {row['skipped']}", flush=True)
     for bits in rates:
         calls, read = packed_calls(case, bits, options.window)
         us = microseconds(calls, options.replays)

@@ -8,10 +8,13 @@ row through the whole model. Methods:
 
 - dynamic: transformers' `DynamicCache`, run step by step as `generate` does.
 - static: transformers' `StaticCache`, a step captured in a CUDA graph.
-- flash, cudnn: bfloat16 states in memory allocated once, read by that backend of PyTorch's attention without a mask, a
-  step captured in a CUDA graph. The step puts its token always in the last place, so nothing is spent on anything else.
+- flash, cudnn, split: bfloat16 states in memory allocated once, read without a mask by that backend of PyTorch's
+  attention or by the split kernel of `gpu_attention.py`, a step captured in a CUDA graph. The step always puts its
+  token in the last place, so nothing is spent on anything else.
 - packed: `TurboQuantCache` of fixed capacity, a step captured in a CUDA graph; packed eager: the same without a graph.
 - packed growing: `TurboQuantCache` without a capacity, step by step.
+
+Beside each cell stands `ideal`: the time that reading the weights and the states once takes at the bandwidth of a copy.
 """
 
 from __future__ import annotations
@@ -23,189 +26,16 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import DynamicCache, PreTrainedModel, StaticCache
-from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
+from random_models import MODELS, PLAIN, Bench, random_model
 from tqkv import TurboQuantCache
 
-_PROMPT = 256  # tokens that set a cache up
-_BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-_METHODS = ("dynamic", "static", "flash", "cudnn", "packed", "packed eager", "packed growing")
-_QWEN3_8B = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
-_QWEN36_27B = {
-    "vocab_size": 248320,
-    "hidden_size": 5120,
-    "intermediate_size": 17408,
-    "num_hidden_layers": 64,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 48,
-}
-_TINY = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-}
-_TINY_LINEAR = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2}
-_MODELS = {
-    "qwen3-8b": ("Qwen3ForCausalLM", "Qwen3Config", _QWEN3_8B, _TINY),
-    "qwen3.6-27b": (
-        "Qwen3_5ForCausalLM",
-        "Qwen3_5TextConfig",
-        _QWEN36_27B,
-        _TINY | _TINY_LINEAR | {"linear_num_value_heads": 4},
-    ),
-}
-
-
-class PlainLayer(DynamicLayer):
-    """Full-precision states [batch, heads, tokens, d] allocated once; a step puts its token in the last place."""
-
-    def hold(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Take these states, the last of which every step replaces."""
-        self.lazy_initialization(keys, values)
-        self.keys, self.values = keys, values
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *_args: Any, **_kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """All states, the last of them new."""
-        keys, values = _states(self)
-        keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
-        return keys, values
-
-    def get_seq_length(self) -> int:
-        """Tokens before the new one."""
-        return _states(self)[0].shape[2] - 1
-
-
-@dataclass
-class Bench:
-    """A model, and what all measurements of it share.
-
-    Attributes
-    ----------
-    model : PreTrainedModel
-        In evaluation mode, on `device`.
-    bits : float
-        Rate of the packed caches.
-    steps : int
-        Steps whose median is a measurement.
-    """
-
-    model: PreTrainedModel
-    bits: float
-    steps: int
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.device
-
-    def forward(self, cache: Cache, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, 1, vocabulary] after tokens int64 [batch, n] at positions int64 [batch, n]."""
-        return self.model(token, position_ids=position, past_key_values=cache, logits_to_keep=1).logits
-
-    def prompt(self, cache: Cache, batch: int, tokens: int) -> None:
-        """Run a random prompt, so that every layer of the cache has its shapes and states."""
-        ids = torch.randint(2, self.model.config.vocab_size, (batch, tokens), device=self.device)
-        positions = torch.arange(tokens, device=self.device).expand(batch, -1)
-        self.forward(cache, ids, positions)
-
-    def attend_with(self, name: str) -> None:
-        """Choose the attention implementation."""
-        self.model.set_attn_implementation(name)
-
-    def packed_cache(self, batch: int, tokens: int, room: int | None) -> TurboQuantCache:
-        """A packed cache of random codes for `tokens`, of fixed capacity if there is `room` for further ones."""
-        self.attend_with("turboquant")
-        capacity = None if room is None else tokens + room
-        cache = TurboQuantCache(self.model.config, bits=self.bits, max_length=capacity)
-        self.prompt(cache, batch, _PROMPT)
-        for layer in cache.packed_layers:
-            view = layer.view()
-            packed = tokens - view.keys.shape[2]
-            for store in (layer.key_store, layer.value_store):
-                store.reserve(packed)
-                store.codes.random_(0, 256)
-                # Scales that leave the logits of random codes near the size of those of random states.
-                store.scalars.uniform_(0.5, 1.0)
-            keys, values = view.keys.clone(), view.values.clone()
-            if room is None:
-                layer.window.count = 0
-            layer._hold(keys, values, packed)
-        return cache
-
-    def plain_cache(self, kind: str, batch: int, tokens: int) -> Cache:
-        """A cache of random bfloat16 states: "dynamic" or "static", or any other name for `PlainLayer`."""
-        self.attend_with("sdpa")
-        config = self.model.config
-        if kind == "static":
-            cache: Cache = StaticCache(config=config, max_cache_len=tokens + 4 * self.steps)
-        else:
-            cache = DynamicCache(config=config)
-        self.prompt(cache, batch, _PROMPT)
-        for index, layer in enumerate(cache.layers):
-            if isinstance(layer, StaticLayer):
-                layer.keys.normal_()
-                layer.values.normal_()
-                layer.cumulative_length.fill_(tokens)
-            elif type(layer) is DynamicLayer:
-                states = [x.new_empty(batch, x.shape[1], tokens, x.shape[3]) for x in _states(layer)]
-                keys, values = (x.normal_() for x in states)
-                if kind == "dynamic":
-                    layer.keys, layer.values = keys, values
-                else:
-                    cache.layers[index] = held = PlainLayer()
-                    held.hold(keys, values)
-        return cache
-
-
-def _states(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
-    keys, values = layer.keys, layer.values
-    if keys is None or values is None:
-        raise RuntimeError("a layer holds no states yet")
-    return keys, values
-
-
-def random_model(name: str, tiny: bool, device: torch.device) -> PreTrainedModel:
-    """A model of random weights: bfloat16, made on the device; float32 if `tiny`."""
-    model_class, config_class, full_size, tiny_size = _MODELS[name]
-    config = getattr(transformers, config_class)(
-        **(tiny_size if tiny else full_size), max_position_embeddings=1 << 23, pad_token_id=None
-    )
-    with torch.device("meta"):
-        model = getattr(transformers, model_class)(config)
-    model = model.to(torch.float32 if tiny else torch.bfloat16).to_empty(device=device).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
-        # Buffers that no checkpoint holds are computed when a module is made, so they are made again.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
-        for key, parameter in model.named_parameters():
-            if key.endswith("norm.weight") and name == "qwen3-8b":
-                parameter.fill_(1.0)
-    return model
+_METHODS = ("dynamic", "static", *PLAIN, "packed", "packed eager", "packed growing")
 
 
 @contextlib.contextmanager
@@ -255,9 +85,7 @@ def decode_step(bench: Bench, method: str, batch: int, tokens: int, cache: Cache
     position = torch.full((batch, 1), tokens, device=bench.device)
 
     def step() -> torch.Tensor:
-        backend = _BACKENDS.get(method) if bench.device.type == "cuda" else None
-        with sdpa_kernel(backend) if backend is not None else contextlib.nullcontext():
-            return bench.forward(cache, token, position)
+        return bench.forward(cache, token, position)
 
     if method in ("dynamic", "packed eager", "packed growing") or bench.device.type != "cuda":
         return step
@@ -326,10 +154,7 @@ def peaks(bench: Bench, tokens: int) -> dict[str, Any]:
 
 def capacity(bench: Bench, method: str, resolution: float) -> dict[str, Any]:
     """The longest context of one row that a step runs on, found by halving."""
-    config = bench.model.config.get_text_config(decoder=True)
-    layers = sum(kind == "full_attention" for kind in config.layer_types)
-    share = bench.bits / 16 + 1 / config.head_dim if method == "packed" else 1.0
-    per_token = layers * 4 * config.num_key_value_heads * config.head_dim * share
+    per_token = bench.bytes_of_token * (bench.packed_share if method == "packed" else 1.0)
     free = torch.cuda.mem_get_info()[0]
     low, high, tries = 0, int(free / per_token * 1.02), 0
     context = int(free / per_token * 0.9)
@@ -354,7 +179,7 @@ def capacity(bench: Bench, method: str, resolution: float) -> dict[str, Any]:
 def main() -> None:
     """Measure a model and, with --out, write a record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=sorted(_MODELS), default="qwen3-8b")
+    parser.add_argument("--model", choices=sorted(MODELS), default="qwen3-8b")
     parser.add_argument(
         "--cells", default="1x32768,8x32768", help="batch x context, comma-separated; may be empty"
     )
@@ -362,6 +187,7 @@ def main() -> None:
         "--methods", default=",".join(_METHODS), help=f"comma-separated, of {', '.join(_METHODS)}"
     )
     parser.add_argument("--bits", type=float, default=3.5)
+    parser.add_argument("--bandwidth", type=float, default=4300, help="GB/s that ideal times are for")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument(
         "--prompt", type=int, default=0, help="tokens of a real prompt whose peak memory is taken"
@@ -390,7 +216,12 @@ def main() -> None:
             rows[method] = row = speed(bench, method, batch, tokens)
             shown = row.get("skipped") or f"{row['ms']:8.2f} ms  {row['tokens_per_second']:8.1f} tokens/s"
             print(f"  {batch} x {tokens} {method:15s} {shown}", flush=True)
-        results["cells"].append({"batch": batch, "tokens": tokens, "methods": rows})
+        ideal = {
+            name: bench.bytes_of_step(batch, tokens, share) / options.bandwidth / 1e6
+            for name, share in (("bfloat16", 1.0), ("packed", bench.packed_share))
+        }
+        print("  ideal " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in ideal.items()), flush=True)
+        results["cells"].append({"batch": batch, "tokens": tokens, "methods": rows, "ideal_ms": ideal})
     if options.prompt and device.type == "cuda":
         results["prompt"] = {"tokens": options.prompt, **peaks(bench, options.prompt)}
         for method in ("dynamic", "packed"):
@@ -407,6 +238,7 @@ def main() -> None:
         settings = {
             "bits": options.bits,
             "steps": options.steps,
+            "bandwidth_gb_s": options.bandwidth,
             "weights": "normal(0, 0.02)",
             "caches": "filled with random codes or states; the prompt that sets them up has 256 tokens",
         }
