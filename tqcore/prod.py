@@ -1,6 +1,7 @@
 """The inner-product code (TurboQuant, Algorithm 2): a scalar code of b - 1 bits, and signs of its error."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 
@@ -59,12 +60,17 @@ class Prod:
         self.mse_size = -(-d * (self.bits - 1) // 8)
         self.code_size = self.mse_size + -(-d // 8)
         if sketch == "gaussian":
-            self._matrix = gaussian_matrix(d, seed, _GAUSSIAN_STREAM).astype(np.float32)
             self.const = math.sqrt(math.pi / 2) / d
         else:
             self._rotation = HadamardRotation(d, seed, _HADAMARD_STREAM)
             mean_abs = math.exp(math.lgamma(d / 2) - math.lgamma((d + 1) / 2)) / math.sqrt(math.pi)
             self.const = 1.0 / (d**1.5 * mean_abs)
+
+    # Made when it is first used: a file of a few hundred bytes may ask for any d.
+    @cached_property
+    def _matrix(self):
+        """The Gaussian sketch, float32 [d, d]."""
+        return gaussian_matrix(self.d, self.seed, _GAUSSIAN_STREAM).astype(np.float32)
 
     def encode(self, y):
         """Encode rotated rows.

@@ -1,5 +1,7 @@
 """Fixed random orthogonal transforms: after one, the coordinates of any vector look like N(0, |x|**2 / d)."""
 
+from functools import cached_property
+
 import numpy as np
 
 from tqcore import _core
@@ -59,19 +61,20 @@ class HaarRotation:
         Dimension, at least 8.
     seed : int
         Seed, 0 to 2**64 - 1.
-
-    Attributes
-    ----------
-    matrix : numpy.ndarray
-        float32 [d, d] with orthonormal rows, read-only.
     """
 
     def __init__(self, d, seed):
-        self.d = d
-        q, r = np.linalg.qr(gaussian_matrix(d, seed, _HAAR_STREAM))
+        self.d, self.seed = d, seed
+
+    # Made when it is first used: a file of a few hundred bytes may ask for any d.
+    @cached_property
+    def matrix(self):
+        """float32 [d, d] with orthonormal rows, read-only."""
+        q, r = np.linalg.qr(gaussian_matrix(self.d, self.seed, _HAAR_STREAM))
         # A positive diagonal of R makes the factor unique, and Q uniform (Mezzadri, arXiv math-ph/0609050).
-        self.matrix = (q * np.where(np.diag(r) < 0, -1.0, 1.0)).astype(np.float32)
-        self.matrix.setflags(write=False)
+        matrix = (q * np.where(np.diag(r) < 0, -1.0, 1.0)).astype(np.float32)
+        matrix.setflags(write=False)
+        return matrix
 
     def rotate(self, y):
         """Rotated rows, a new float32 [n, d], of float32 [n, d]."""
