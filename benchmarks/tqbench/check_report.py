@@ -54,9 +54,12 @@ def write_check_report(
     return markdown, png, html
 
 
-def check_markdown(record: dict[str, Any], title: str, measured: str, picture: str) -> str:
-    """The report as Markdown; `picture` is the file name of the PNG beside it."""
+def check_markdown(
+    record: dict[str, Any], title: str, measured: str, picture: str, *, before: str = ""
+) -> str:
+    """The report as Markdown; `picture` is the file name of the PNG beside it, `before` comes above the checks."""
     lines = [f"# {title}", "", measured, "", f"**{_summary(record)}**", "", f"![{title}]({picture})"]
+    lines += ["", before] if before else []
     for group, checks in _groups(record).items():
         lines += ["", f"## {group}", "", f"| {' | '.join(_HEAD)} |", "|---|" + "--:|" * 4 + "---|" * 3]
         lines += [
@@ -70,14 +73,16 @@ def check_markdown(record: dict[str, Any], title: str, measured: str, picture: s
     return "\n".join([*lines, "", f"`{record['command']}`", ""])
 
 
-def check_page(record: dict[str, Any], title: str, measured: str, picture: bytes) -> str:
-    """The report as an HTML page that loads nothing."""
+def check_page(
+    record: dict[str, Any], title: str, measured: str, picture: bytes, *, before: str = "", after: str = ""
+) -> str:
+    """The report as an HTML page that loads nothing; `before` and `after` are HTML around the checks."""
     head = "".join(f"<th>{text}</th>" for text in _HEAD)
-    body = f"<p><b>{escape(_summary(record))}</b></p>"
+    body = f"<p><b>{escape(_summary(record))}</b></p>{before}"
     for group, checks in _groups(record).items():
         rows = "".join(_html_row(check) for check in checks)
         body += f'<h2>{escape(group)}</h2><div class="scroll"><table><tr>{head}</tr>{rows}</table></div>'
-    return page(record, title, measured, picture, title, body)
+    return page(record, title, measured, picture, title, body + after)
 
 
 def print_checks(record: dict[str, Any], console: Console) -> None:

@@ -89,19 +89,35 @@ def close_to(
 
 
 def at_most(
-    group: str, name: str, value: float, limit: float, *, theory: float | None = None, **quoted: str
+    group: str,
+    name: str,
+    value: float,
+    limit: float,
+    *,
+    warn: float | None = None,
+    theory: float | None = None,
+    **quoted: str,
 ) -> Check:
-    """PASS at or below `limit`, otherwise FAIL."""
-    status = "PASS" if value <= limit else "FAIL"
-    return _judged(group, name, value, f"at most {limit:.4g}", status, theory, f"above {limit:.4g}", quoted)
+    """PASS at or below `limit`, WARN at or below `warn` when it is given, otherwise FAIL."""
+    status = "PASS" if value <= limit else "WARN" if warn is not None and value <= warn else "FAIL"
+    threshold = f"at most {limit:.4g}" + ("" if warn is None else f"; WARN to {warn:.4g}")
+    return _judged(group, name, value, threshold, status, theory, f"above {limit:.4g}", quoted)
 
 
 def at_least(
-    group: str, name: str, value: float, limit: float, *, theory: float | None = None, **quoted: str
+    group: str,
+    name: str,
+    value: float,
+    limit: float,
+    *,
+    warn: float | None = None,
+    theory: float | None = None,
+    **quoted: str,
 ) -> Check:
-    """PASS at or above `limit`, otherwise FAIL."""
-    status = "PASS" if value >= limit else "FAIL"
-    return _judged(group, name, value, f"at least {limit:.4g}", status, theory, f"below {limit:.4g}", quoted)
+    """PASS at or above `limit`, WARN at or above `warn` when it is given, otherwise FAIL."""
+    status = "PASS" if value >= limit else "WARN" if warn is not None and value >= warn else "FAIL"
+    threshold = f"at least {limit:.4g}" + ("" if warn is None else f"; WARN to {warn:.4g}")
+    return _judged(group, name, value, threshold, status, theory, f"below {limit:.4g}", quoted)
 
 
 def skipped(

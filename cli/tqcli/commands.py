@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from .all import all_suites
 from .bench import bench
 from .env import env
 from .index import index
@@ -19,6 +20,7 @@ def cli() -> None:
     """Vector search over compressed codes, without training."""
 
 
+bench.add_command(all_suites)
 bench.add_command(paper)
 bench.add_command(kv)
 cli.add_command(bench)

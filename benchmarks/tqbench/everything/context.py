@@ -1,0 +1,69 @@
+"""What the steps share: the options, and the model, loaded once."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cached_property
+from typing import Any
+
+from ..kv.options import KVOptions
+from ..kv.registry import load_suite
+from .options import AllOptions
+
+__all__ = ["Context"]
+
+
+class Context:
+    """Options of the run and the model that its suites share.
+
+    Parameters
+    ----------
+    options : AllOptions
+        What was asked.
+    """
+
+    def __init__(self, options: AllOptions) -> None:
+        self.options = options
+
+    def kv_options(self, suite: str, **more: Any) -> KVOptions:
+        """Options of a suite of `tq bench kv`: those of this run, and `more`."""
+        o = self.options
+        shared = {
+            "model_id": o.model_id,
+            "local_files_only": o.local_files_only,
+            "dtype": o.dtype,
+            "device": o.device,
+            "attn_implementation": o.attn_implementation,
+            "seed": o.seed,
+            "quick": o.quick,
+            "text_dir": o.text_dir,
+            "out": o.out,
+            "fresh": o.fresh,
+        }
+        return KVOptions(suite=suite, **(shared | more))
+
+    def run(self, suite: str, **more: Any) -> dict[str, Any]:
+        """The record of a suite; those that take a loaded model share one."""
+        run = load_suite(suite).run
+        shared = {"loaded": self.loaded} if "loaded" in inspect.signature(run).parameters else {}
+        return run(self.kv_options(suite, **more), **shared)
+
+    @cached_property
+    def loaded(self) -> Any:
+        """The model; BenchError when it, its weights or a package is missing."""
+        from ..kv.models import load_model
+
+        return load_model(self.kv_options("needle"))
+
+    @property
+    def is_probe(self) -> bool:
+        """Whether the model is the probe of the repository, whose scores are known."""
+        return self.options.model_id == "probe"
+
+    @cached_property
+    def on_gpu(self) -> bool:
+        """Whether the suites run on a CUDA device."""
+        import torch
+
+        asked = self.options.device
+        return torch.cuda.is_available() if asked == "auto" else asked.startswith("cuda")

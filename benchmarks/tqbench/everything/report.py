@@ -1,0 +1,119 @@
+"""The report of `tq bench all`: Markdown, PNG and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..check_report import check_markdown, check_page
+from ..errors import BenchError
+from ..report import save_report
+from .claims import claim_rows, reviewed_rows
+
+__all__ = ["claims_markdown", "describe", "reviewed_markdown", "write_all_report"]
+
+_CLAIM_HEADS = ("source", "claim", "printed", "verdict", "ours", "note")
+_REVIEWED_HEADS = ("number", "check", "review", "ours", "status", "checks")
+_TITLES = {
+    "claims": "Claims of the paper (arXiv 2504.19874) and of the public review",
+    "reviewed": "The review's fourteen checks",
+}
+_DIVISION = "The review names seven groups and counts fourteen passes; their division into fourteen is ours."
+
+
+def describe(record: dict[str, Any]) -> tuple[str, str]:
+    """Title, and what was measured."""
+    settings, steps = record["settings"], record["steps"]
+    seconds = sum(step["seconds"] for step in steps)
+    how = "a quick run" if settings["quick"] else "a full run"
+    names = ", ".join(step["name"] for step in steps)
+    return (
+        "TurboQuant: what holds",
+        f"{record['dataset']['description']}; {how} of {seconds / 60:.1f} minutes: {names}. Seed {settings['seed']}. "
+        "Values of the paper and of the public review are quoted as theirs; the review ran Qwen3.6-27B with simulated "
+        "quantization on a GPU of 96 GB.",
+    )
+
+
+def write_all_report(record: dict[str, Any], folder: str | Path, name: str) -> tuple[Path, Path, Path]:
+    """Write NAME.md, NAME.png and NAME.html into `folder` and return their paths.
+
+    Raises
+    ------
+    BenchError
+        When matplotlib is not installed or the folder cannot be written.
+    """
+    try:
+        from .pictures import overview_png, part_pictures
+
+        picture, parts = overview_png(record), part_pictures(record)
+    except ImportError as error:
+        raise BenchError(f"the report needs {error.name}: pip install 'tqann[bench]'") from error
+    title, measured = describe(record)
+    before = _tables(record)
+    after = "".join(_figure(name, png) for name, png in parts.items())
+    html = check_page(record, title, measured, picture, before=before, after=after)
+    png, page = save_report(folder, name, picture, html)
+    markdown = png.with_suffix(".md")
+    text = check_markdown(record, title, measured, png.name, before=_markdown(record))
+    try:
+        markdown.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"cannot write to {folder}: {error.strerror}") from error
+    return markdown, png, page
+
+
+def claims_markdown(record: dict[str, Any]) -> str:
+    """The claims as a Markdown table."""
+    return _lines(_CLAIM_HEADS, claim_rows(record), "verdict")
+
+
+def reviewed_markdown(record: dict[str, Any]) -> str:
+    """The review's checks as a Markdown table."""
+    return _lines(_REVIEWED_HEADS, reviewed_rows(record), "status")
+
+
+def _markdown(record: dict[str, Any]) -> str:
+    return (
+        f"## {_TITLES['claims']}\n\n{claims_markdown(record)}\n\n"
+        f"## {_TITLES['reviewed']}\n\n{_DIVISION}\n\n{reviewed_markdown(record)}"
+    )
+
+
+def _lines(heads: Sequence[str], rows: list[dict[str, str]], bold: str) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for row in rows:
+        cells = (f"**{row[head]}**" if head == bold else row[head] for head in heads)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _tables(record: dict[str, Any]) -> str:
+    claims = _html(_TITLES["claims"], _CLAIM_HEADS, claim_rows(record))
+    reviewed = _html(_TITLES["reviewed"], _REVIEWED_HEADS, reviewed_rows(record), _DIVISION)
+    steps = [
+        {"step": s["name"], "seconds": f"{s['seconds']:.1f}", "kept": "from before" if s["kept"] else ""}
+        for s in record["steps"]
+    ]
+    return claims + reviewed + _html("Steps", ("step", "seconds", "kept"), steps)
+
+
+def _html(title: str, heads: Sequence[str], rows: list[dict[str, str]], words: str = "") -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_WRAP}">{escape(row[head])}</td>' for head in heads) + "</tr>"
+        for row in rows
+    )
+    said = f"<p>{escape(words)}</p>" if words else ""
+    return f'<h2>{escape(title)}</h2>{said}<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+
+_WRAP = "white-space:normal;text-align:left"
+
+
+def _figure(title: str, png: bytes) -> str:
+    encoded = base64.b64encode(png).decode()
+    return f'<h2>{escape(title)}</h2><img alt="{escape(title)}" src="data:image/png;base64,{encoded}">'
