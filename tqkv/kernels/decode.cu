@@ -1,6 +1,7 @@
 // What a block of the cluster has at the place of `p` in its shared memory.
 template <class T>
 __device__ __forceinline__ T of_block(const void* p, int rank) {
+    if constexpr (CLUSTER == 1) return *(const T*)p;
     u32 address;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
     if constexpr (sizeof(T) == 8) {
@@ -15,165 +16,153 @@ __device__ __forceinline__ T of_block(const void* p, int rank) {
     }
 }
 __device__ __forceinline__ void cluster_barrier() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" : : : "memory");
+    if constexpr (CLUSTER == 1) __syncthreads();
+    else asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" : : : "memory");
 }
 
 // Sums over tokens in full precision to the basis of the others.
 __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, float* sums) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, dim = lane * PER_LANE;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     __syncthreads();
     if (warp >= at.n) return;
-    float* row = sums + warp * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
-    float x[PER_LANE];
+    float* row = sums + warp * QUERY_PITCH;
+    auto place = [&](int dim) { return row + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
+    Turned turned;
+    turned.each(0, lane, [&](float& x, int dim) { x = *place(dim); });
+    turned.turn(p.value_signs[lane], p.value_rounds, false, lane);
+    __syncwarp();
+    turned.each(p.value_rounds % 2, lane, [&](float x, int dim) { *place(dim) = x * p.value_shrink; });
+}
+
+// Weighs what COUNT parts have of a query: their largest scores and weights to those of all and the parts' shares.
+template <int COUNT>
+__device__ __forceinline__ float2 weigh(const float2 (&parts)[COUNT], float (&shares)[COUNT]) {
+    float2 all = make_float2(NO_SCORE, 0);
 #pragma unroll
-    for (int e = 0; e < PER_LANE; e++) x[e] = row[e];
-    turn(x, p.value_signs[lane], p.value_rounds, false, lane);
+    for (int i = 0; i < COUNT; i++) all.x = max_(all.x, parts[i].y != 0 ? parts[i].x : NO_SCORE);
 #pragma unroll
-    for (int e = 0; e < PER_LANE; e++) row[e] = x[e] * p.value_shrink;
+    for (int i = 0; i < COUNT; i++) {
+        // A part that saw nothing has weight 0 and sums 0.
+        shares[i] = parts[i].y != 0 ? exp2_(parts[i].x - all.x) : 0.0f;
+        all.y += shares[i] * parts[i].y;
+    }
+    return all;
 }
 
 // Sums of the pairs of warps to those of the block, then of the cluster's blocks, each a part of the dimensions, to one
 // partial result in global memory.
 __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, long long part) {
-    float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES, *keep = weights + PAIRS * QUERIES;
-    float2* both = (float2*)(keep + PAIRS * QUERIES);  // [QUERIES] of the block
+    const float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
+    float2* both = (float2*)(weights + PAIRS * QUERIES);  // [QUERIES] of the block
     float* sums = (float*)(memory + SUMS);
-    __syncthreads();
-    if (threadIdx.x < QUERIES) {
-        const int i = threadIdx.x;
-        float top = NO_SCORE, weight = 0, x[PAIRS];
-#pragma unroll
-        for (int w = 0; w < PAIRS; w++) {
-            x[w] = weights[w * QUERIES + i] != 0 ? tops[w * QUERIES + i] : NO_SCORE;
-            top = max_(top, x[w]);
-        }
-#pragma unroll
-        for (int w = 0; w < PAIRS; w++) {
-            // A pair that saw nothing has weight 0 and sums 0.
-            const float share = exp2_(x[w] - top);
-            keep[w * QUERIES + i] = share;
-            weight += share * weights[w * QUERIES + i];
-        }
-        both[i] = make_float2(top, weight);
-    }
+    const bool extra = blockIdx.z == p.splits && p.extra > 0;
+    auto store = [&](int i, int dim, float4 x, float2 all) {
+        *(float4*)(p.part_sums + (part * QUERIES + i) * D + dim) = x;
+        if (dim == 0) *(float2*)(p.part_scalars + (part * QUERIES + i) * 2) = all;
+    };
     __syncthreads();
 #pragma unroll 1
     for (int index = threadIdx.x; index < at.n * (D / 4); index += THREADS) {
         const int i = index / (D / 4), dim = index % (D / 4) * 4;
         float* from = sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
+        float2 parts[PAIRS];
+        float shares[PAIRS];
+#pragma unroll
+        for (int w = 0; w < PAIRS; w++) parts[w] = make_float2(tops[w * QUERIES + i], weights[w * QUERIES + i]);
+        const float2 all = weigh(parts, shares);
         float4 x = make_float4(0, 0, 0, 0);
 #pragma unroll
         for (int w = 0; w < PAIRS; w++) {
-            const float share = keep[w * QUERIES + i];
             const float4 y = *(const float4*)(from + w * PAIR_PITCH);
-            x.x += share * y.x, x.y += share * y.y, x.z += share * y.z, x.w += share * y.w;
+            x.x += shares[w] * y.x, x.y += shares[w] * y.y, x.z += shares[w] * y.z, x.w += shares[w] * y.w;
         }
-        // Only this thread read the place.
-        *(float4*)from = x;
+        if (CLUSTER == 1 && !extra) {
+            store(i, dim, x, all);
+        } else {
+            // Only this thread read the place.
+            *(float4*)from = x;
+            if (dim == 0) both[i] = all;
+        }
     }
-    if (blockIdx.z == p.splits && p.extra > 0) turn_extra(p, at, sums);
+    if (CLUSTER == 1 && !extra) return;
+    if (extra) turn_extra(p, at, sums);
     cluster_barrier();
-    const int rank = blockIdx.z % CLUSTER;
-    if (threadIdx.x < QUERIES) {
-        const int i = threadIdx.x;
-        float top = NO_SCORE, weight = 0;
-        float2 x[CLUSTER];
-#pragma unroll
-        for (int r = 0; r < CLUSTER; r++) {
-            x[r] = of_block<float2>(both + i, r);
-            x[r].x = x[r].y != 0 ? x[r].x : NO_SCORE;
-            top = max_(top, x[r].x);
-        }
-#pragma unroll
-        for (int r = 0; r < CLUSTER; r++) {
-            const float share = exp2_(x[r].x - top);
-            keep[r * QUERIES + i] = share;
-            weight += share * x[r].y;
-        }
-        if (rank == 0) *(float2*)(p.part_scalars + (part * QUERIES + i) * 2) = make_float2(top, weight);
-    }
-    __syncthreads();
+    const int rank = blockIdx.z % CLUSTER, mine = at.n * (D / 4) / CLUSTER;
 #pragma unroll 1
-    for (int index = threadIdx.x * CLUSTER + rank; index < at.n * (D / 4); index += CLUSTER * THREADS) {
-        const int i = index / (D / 4), dim = index % (D / 4) * 4;
+    for (int index = threadIdx.x; index < mine; index += THREADS) {
+        const int i = (rank * mine + index) / (D / 4), dim = (rank * mine + index) % (D / 4) * 4;
         const float* from = sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
         float4 x = make_float4(0, 0, 0, 0), y[CLUSTER];
-#pragma unroll
-        for (int r = 0; r < CLUSTER; r++) y[r] = of_block<float4>(from, r);
+        float2 parts[CLUSTER];
+        float shares[CLUSTER];
 #pragma unroll
         for (int r = 0; r < CLUSTER; r++) {
-            const float share = keep[r * QUERIES + i];
-            x.x += share * y[r].x, x.y += share * y[r].y, x.z += share * y[r].z, x.w += share * y[r].w;
+            parts[r] = of_block<float2>(both + i, r);
+            y[r] = of_block<float4>(from, r);
         }
-        *(float4*)(p.part_sums + (part * QUERIES + i) * D + dim) = x;
+        const float2 all = weigh(parts, shares);
+#pragma unroll
+        for (int r = 0; r < CLUSTER; r++) {
+            x.x += shares[r] * y[r].x, x.y += shares[r] * y[r].y, x.z += shares[r] * y[r].z, x.w += shares[r] * y[r].w;
+        }
+        store(i, dim, x, all);
     }
     // Until the others have read what this block holds.
     cluster_barrier();
 }
 
-// The last block of a query block: partial results to the output, packed ones turned back to the original basis.
+// The last block of a query block: partial results to the output, turned back to the original basis, a query a warp.
 __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int parts = gridDim.z / CLUSTER;
-    float* sums = (float*)(memory + SMALL);       // [QUERIES][D]
-    float* totals = sums + QUERIES * D;           // [QUERIES]
-    float* keep = totals + QUERIES;               // [QUERIES][parts]
-    const float* scalars = p.part_scalars + (long long)at.pair * parts * QUERIES * 2;
-    const float* part_sums = p.part_sums + (long long)at.pair * parts * QUERIES * D;
-    u32 signs = 0;
-    if (warp < at.n) {
-        signs = p.value_signs[lane];
-        float top = NO_SCORE, total = 0;
-#pragma unroll 1
-        for (int s = lane; s < parts; s += 32) {
-            const float2 both = __ldcg((const float2*)(scalars + (s * QUERIES + warp) * 2));
-            top = max_(top, both.y != 0 ? both.x : NO_SCORE);
-        }
-#pragma unroll 1
-        for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
-#pragma unroll 1
-        for (int s = lane; s < parts; s += 32) {
-            const float2 both = __ldcg((const float2*)(scalars + (s * QUERIES + warp) * 2));
-            const float x = both.y != 0 ? exp2_(both.x - top) : 0.0f;
-            keep[warp * parts + s] = x;
-            total += x * both.y;
-        }
-#pragma unroll 1
-        for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
-        if (lane == 0) totals[warp] = total;
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int index = threadIdx.x; index < at.n * (D / 4); index += THREADS) {
-        const int i = index / (D / 4), dim = index % (D / 4) * 4;
-        float4 x = make_float4(0, 0, 0, 0);
-#pragma unroll 1
-        for (int s = 0; s < parts; s += IN_FLIGHT) {
-            float4 y[IN_FLIGHT];
-#pragma unroll
-            for (int k = 0; k < IN_FLIGHT; k++) {
-                y[k] = __ldcg((const float4*)(part_sums + (min(s + k, parts - 1) * QUERIES + i) * D + dim));
-            }
-#pragma unroll
-            for (int k = 0; k < IN_FLIGHT; k++) {
-                const float w = s + k < parts ? keep[i * parts + s + k] : 0.0f;
-                x.x += w * y[k].x, x.y += w * y[k].y, x.z += w * y[k].z, x.w += w * y[k].w;
-            }
-        }
-        *(float4*)(sums + i * D + dim) = x;
-    }
-    __syncthreads();
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z / CLUSTER, odd = p.value_rounds % 2;
     if (warp >= at.n) return;
-    float x[PER_LANE];
+    const u32 signs = p.value_signs[lane];
+    const float* scalars = p.part_scalars + ((long long)at.pair * parts * QUERIES + warp) * 2;
+    const float* rows = p.part_sums + ((long long)at.pair * parts * QUERIES + warp) * D;
+    float* tops = (float*)(memory + SMALL) + warp * parts;  // of a part, NO_SCORE where it saw nothing
+    float top = NO_SCORE, total = 0;
+#pragma unroll 1
+    for (int s = lane; s < parts; s += 32) {
+        const float2 both = __ldcg((const float2*)(scalars + s * QUERIES * 2));
+        const float x = both.y != 0 ? both.x : NO_SCORE, raised = max_(top, x);
+        total = total * exp2_(top - raised) + exp2_(x - raised) * both.y;
+        top = raised;
+        tops[s] = x;
+    }
+    const float own = top;
 #pragma unroll
-    for (int e = 0; e < PER_LANE; e++) x[e] = sums[warp * D + lane * PER_LANE + e] * p.value_shrink;
-    turn(x, signs, p.value_rounds, true, lane);
+    for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
+    total *= exp2_(own - top);
+#pragma unroll
+    for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
+    Turned sums;
+    sums.each(odd, lane, [](float& x, int) { x = 0; });
+#pragma unroll 1
+    for (int s = 0; s < parts; s += IN_FLIGHT) {
+        Turned part[IN_FLIGHT];
+#pragma unroll
+        for (int k = 0; k < IN_FLIGHT; k++) {
+            const float* row = rows + (long long)min(s + k, parts - 1) * QUERIES * D;
+            part[k].each(odd, lane, [&](float& x, int dim) { x = __ldcg(row + dim); });
+        }
+#pragma unroll
+        for (int k = 0; k < IN_FLIGHT; k++) {
+            const float share = s + k < parts && tops[min(s + k, parts - 1)] != NO_SCORE ? exp2_(tops[min(s + k, parts - 1)] - top) : 0.0f;
+#pragma unroll
+            for (int j = 0; j < 8; j++) sums.x[j / 4][j / 2 % 2][j % 2] += share * part[k].x[j / 4][j / 2 % 2][j % 2];
+        }
+    }
+    sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
-    const float inverse = totals[warp] != 0 ? 1 / totals[warp] : 0.0f;
-    LaneStates out;
+    const float factor = total != 0 ? p.value_shrink / total : 0.0f;
+    State* out = p.out + (((long long)at.batch * p.heads + at.head(p, warp)) * p.new_tokens + at.token(p, warp)) * D;
 #pragma unroll
-    for (int e = 0; e < PER_LANE; e++) out.set(e, x[e] * inverse);
-    out.store(p.out + (((long long)at.batch * p.heads + at.head(p, warp)) * p.new_tokens + at.token(p, warp)) * D + lane * PER_LANE);
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int c = Turned::column(0, lane, h, k);
+            if (c < D / 16) store_pair(out + 16 * c + Turned::row(0, lane, h, k), sums.x[h][k][0] * factor, sums.x[h][k][1] * factor);
+        }
+    }
 }
 
 // Grid: (kv heads times blocks of 8 queries; batch; splits, one more for tokens in full precision, so that those come

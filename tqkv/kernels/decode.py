@@ -318,16 +318,28 @@ _words = WeakTensorKeyDictionary()
 
 
 def _sign_words(signs: torch.Tensor) -> torch.Tensor:
-    """Signs float32 [rounds, d] as int32 [32], made once for a tensor: those of lane l's elements d / 32 * l and on.
+    """Signs float32 [rounds, d] as int32 [32], made once for a tensor: those of the entries that a lane turns.
 
-    Bit ``round * d / 32 + e`` is set where element e of the lane is flipped.
+    Bit ``8 * round + 4 * h + 2 * k + e`` is set where entry ``[h, k, e]`` of the lane is flipped; decode_packed.cu says
+    which element that is.
     """
     held = _words.get(signs)
     if held is None:
-        flips = (signs < 0).view(len(signs), 32, -1).transpose(0, 1).flatten(1)
-        places = torch.arange(flips.shape[1], device=signs.device)
-        held = _words[signs] = (flips.long() << places).sum(1).to(torch.int32)
+        held = _words[signs] = (_flips(signs) << torch.arange(24, device=signs.device)).sum(1).to(torch.int32)
     return held
+
+
+def _flips(signs: torch.Tensor) -> torch.Tensor:
+    """What to flip, int64 [32, 24] of 0 and 1, by lane and bit."""
+    rounds, d = signs.shape
+    lane, h, k, e = torch.meshgrid(*(torch.arange(n) for n in (32, 2, 2, 2)), indexing="ij")
+    near, far = lane % 4 * 2 + e + 8 * k, lane // 4 + 8 * h
+    flips = torch.zeros(32, 3, 8, dtype=torch.int64)
+    for i in range(rounds):
+        row, column = (far, near) if i % 2 else (near, far)
+        element = 16 * column + row
+        flips[:, i] = ((signs[i].cpu() < 0)[element % d] & (element < d)).flatten(1)
+    return flips.flatten(1).to(signs.device)
 
 
 _counts: dict[tuple[torch.device, int], torch.Tensor] = {}
