@@ -26,11 +26,18 @@ def test_short_contexts_are_split_no_finer_than_their_tiles():
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_sign_words_hold_the_signs_of_a_lane(d):
     signs = torch.randint(0, 2, (3, d), generator=torch.Generator().manual_seed(d)) * 2.0 - 1.0
-    words, share = _sign_words(signs), d // 32
+    words = _sign_words(signs)
     assert words.dtype == torch.int32
     assert words is _sign_words(signs)
-    for lane in range(32):
-        for n in range(3):
-            for e in range(share):
-                flipped = bool(int(words[lane]) >> (n * share + e) & 1)
-                assert flipped == (signs[n, lane * share + e] < 0)
+    for n in range(3):
+        seen = []
+        for lane in range(32):
+            g, t = divmod(lane, 4)
+            for bit in range(8):
+                h, k, e = bit >> 2, bit >> 1 & 1, bit & 1
+                row, column = (g + 8 * h, 2 * t + e + 8 * k) if n == 1 else (2 * t + e + 8 * k, g + 8 * h)
+                element = 16 * column + row
+                flipped = bool(int(words[lane]) >> (8 * n + bit) & 1)
+                assert flipped == (element < d and signs[n, element] < 0)
+                seen.append(element)
+        assert sorted(seen) == list(range(256))
