@@ -57,7 +57,10 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
     float* sums = (float*)(memory + SUMS);
     const bool extra = blockIdx.z == p.splits && p.extra > 0;
     auto store = [&](int i, int dim, float4 x, float2 all) {
-        *(float4*)(p.part_sums + (part * QUERIES + i) * D + dim) = x;
+        float* row = p.part_sums + (part * QUERIES + i) * 256;
+        const int odd = p.value_rounds % 2;
+        row[Turned::place(odd, dim)] = x.x, row[Turned::place(odd, dim + 1)] = x.y;
+        row[Turned::place(odd, dim + 2)] = x.z, row[Turned::place(odd, dim + 3)] = x.w;
         if (dim == 0) *(float2*)(p.part_scalars + (part * QUERIES + i) * 2) = all;
     };
     __syncthreads();
@@ -117,7 +120,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     if (warp >= at.n) return;
     const u32 signs = p.value_signs[lane];
     const float* scalars = p.part_scalars + ((long long)at.pair * parts * QUERIES + warp) * 2;
-    const float* rows = p.part_sums + ((long long)at.pair * parts * QUERIES + warp) * D;
+    const float* rows = p.part_sums + ((long long)at.pair * parts * QUERIES + warp) * 256 + lane * 8;
     float* tops = (float*)(memory + SMALL) + warp * parts;  // of a part, NO_SCORE where it saw nothing
     float top = NO_SCORE, total = 0;
 #pragma unroll 1
@@ -134,23 +137,28 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     total *= exp2_(own - top);
 #pragma unroll
     for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
-    Turned sums;
-    sums.each(odd, lane, [](float& x, int) { x = 0; });
+    __syncwarp();
+    Turned sums = {};
 #pragma unroll 1
     for (int s = 0; s < parts; s += IN_FLIGHT) {
-        Turned part[IN_FLIGHT];
+        float4 x[IN_FLIGHT][2];
 #pragma unroll
         for (int k = 0; k < IN_FLIGHT; k++) {
-            const float* row = rows + (long long)min(s + k, parts - 1) * QUERIES * D;
-            part[k].each(odd, lane, [&](float& x, int dim) { x = __ldcg(row + dim); });
+            const float4* row = (const float4*)(rows + (long long)min(s + k, parts - 1) * QUERIES * 256);
+            x[k][0] = __ldcg(row), x[k][1] = __ldcg(row + 1);
         }
 #pragma unroll
         for (int k = 0; k < IN_FLIGHT; k++) {
-            const float share = s + k < parts && tops[min(s + k, parts - 1)] != NO_SCORE ? exp2_(tops[min(s + k, parts - 1)] - top) : 0.0f;
+            const float from = s + k < parts ? tops[min(s + k, parts - 1)] : NO_SCORE, share = from != NO_SCORE ? exp2_(from - top) : 0.0f;
 #pragma unroll
-            for (int j = 0; j < 8; j++) sums.x[j / 4][j / 2 % 2][j % 2] += share * part[k].x[j / 4][j / 2 % 2][j % 2];
+            for (int h = 0; h < 2; h++) {
+                sums.x[h][0][0] += share * x[k][h].x, sums.x[h][0][1] += share * x[k][h].y;
+                sums.x[h][1][0] += share * x[k][h].z, sums.x[h][1][1] += share * x[k][h].w;
+            }
         }
     }
+    // What lies behind the last element was never written.
+    sums.each(odd, lane, [](float&, int) {});
     sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
     const float factor = total != 0 ? p.value_shrink / total : 0.0f;

@@ -149,7 +149,7 @@ def decode_attention(
     pairs = batch * blocks
     splits = _splits(pairs, tiles, extra > 0, _multiprocessors(q.device))
     parts = -(-(splits + (extra > 0)) // _CLUSTER)
-    sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float32, device=q.device)
+    sums = torch.empty(pairs, parts, _QUERIES, 256, dtype=torch.float32, device=q.device)
     scalars = torch.empty(pairs, parts, _QUERIES, 2, dtype=torch.float32, device=q.device)
     tensors = (
         *(q, keys.codes, values.codes, keys.scales, values.scales),
