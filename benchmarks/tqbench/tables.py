@@ -15,6 +15,7 @@ from typing import Any
 from .device_tables import DEVICE_TABLES
 from .display import group_rows
 from .errors import BenchError
+from .everything.report import CLAIM_TABLES
 from .records import read_record, read_records
 from .speed.tables import SPEED_TABLES
 from .standing import standings
@@ -150,6 +151,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "standing": _standing,
     **SPEED_TABLES,
     **{kind: made for kind, (_, made) in DEVICE_TABLES.items()},
+    **CLAIM_TABLES,
 }
 
 
@@ -191,6 +193,8 @@ def render(name: str, results: Path) -> str:
 def _suite(kind: str) -> str:
     if kind in DEVICE_TABLES:
         return DEVICE_TABLES[kind][0]
+    if kind in CLAIM_TABLES:
+        return "all"
     return "speed" if kind in SPEED_TABLES else "ann"
 
 

@@ -61,9 +61,13 @@ class Context:
         return self.options.model_id == "probe"
 
     @cached_property
-    def on_gpu(self) -> bool:
-        """Whether the suites run on a CUDA device."""
-        import torch
-
+    def device_name(self) -> str:
+        """Name of the CUDA device that the suites run on; empty when they run on the processor."""
+        try:
+            import torch
+        except ImportError:
+            return ""
         asked = self.options.device
-        return torch.cuda.is_available() if asked == "auto" else asked.startswith("cuda")
+        chosen = "cuda" if asked == "auto" else asked
+        there = chosen.startswith("cuda") and torch.cuda.is_available()
+        return torch.cuda.get_device_name(chosen) if there else ""

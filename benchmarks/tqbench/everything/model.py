@@ -63,7 +63,7 @@ def check_model(context: Context) -> tuple[list[Check], dict[str, Any] | None]:
             limit,
             reason="its own text"
             if context.is_probe
-            else "a short English text; below the size of its vocabulary",
+            else "a short English text; the limit is that of a guess",
         ),
         at_most(
             GROUP,
@@ -81,4 +81,5 @@ def _text(context: Context) -> tuple[str, float]:
         from ..kv.probe import probe_text
 
         return probe_text()[:20_000], 25.0
-    return _SAMPLE * 20, float(context.loaded.model.config.get_text_config().vocab_size)
+    # a guess has the size of the vocabulary
+    return _SAMPLE * 20, 1.05 * context.loaded.model.config.get_text_config().vocab_size

@@ -21,8 +21,10 @@ Row = dict[str, Any]
 def check_needle(context: Context) -> tuple[list[Check], Row]:
     """Exact match at the required bits beside full precision, over all tasks and for each."""
     o = context.options
-    bits = tuple(dict.fromkeys((_LOW, o.needle_bits)))
-    record = context.run("needle", bits=bits, code=("chain", "mse"))
+    bits, grid = tuple(dict.fromkeys((_LOW, o.needle_bits))), _grid(context)
+    record = context.run("needle", bits=bits, code=("chain",), **grid)
+    scalar = context.run("needle", bits=(_LOW,), code=("mse",), **grid)
+    record["results"] += [row for row in scalar["results"] if row["cache"] != FULL]
     rows = [row for row in record["results"] if row["depth"] is None]
     required, low = f"chain-{o.needle_bits:g}", f"-{_LOW:g}"
     checks = []
@@ -61,6 +63,20 @@ def check_needle(context: Context) -> tuple[list[Check], Row]:
         )
     )
     return checks, record
+
+
+def _grid(context: Context) -> dict[str, Any]:
+    """Lengths, depths and samples that fit the time: minutes on two cores, longer texts on a GPU."""
+    quick = context.options.quick
+    if context.device_name:
+        return {
+            "lengths": (4096, 16384),
+            "depths": (0.1, 0.5, 0.9)[:: 2 if quick else 1],
+            "samples": 1 if quick else 2,
+        }
+    if quick:
+        return {"lengths": (1024,), "depths": (0.2, 0.7), "samples": 1}
+    return {"lengths": (1024, 2048, 4096), "depths": (0.1, 0.5, 0.9), "samples": 2}
 
 
 def _beside_full(

@@ -13,7 +13,7 @@ from ..errors import BenchError
 from ..report import save_report
 from .claims import claim_rows, reviewed_rows
 
-__all__ = ["claims_markdown", "describe", "reviewed_markdown", "write_all_report"]
+__all__ = ["CLAIM_TABLES", "claims_markdown", "describe", "reviewed_markdown", "write_all_report"]
 
 _CLAIM_HEADS = ("source", "claim", "printed", "verdict", "ours", "note")
 _REVIEWED_HEADS = ("number", "check", "review", "ours", "status", "checks")
@@ -27,14 +27,15 @@ _DIVISION = "The review names seven groups and counts fourteen passes; their div
 def describe(record: dict[str, Any]) -> tuple[str, str]:
     """Title, and what was measured."""
     settings, steps = record["settings"], record["steps"]
+    where = f" on {settings['device_name']}" if settings["device_name"] else ""
     seconds = sum(step["seconds"] for step in steps)
     how = "a quick run" if settings["quick"] else "a full run"
     names = ", ".join(step["name"] for step in steps)
     return (
         "TurboQuant: what holds",
-        f"{record['dataset']['description']}; {how} of {seconds / 60:.1f} minutes: {names}. Seed {settings['seed']}. "
-        "Values of the paper and of the public review are quoted as theirs; the review ran Qwen3.6-27B with simulated "
-        "quantization on a GPU of 96 GB.",
+        f"{record['dataset']['description']}{where}; {how} of {seconds / 60:.1f} minutes: {names}. "
+        f"Seed {settings['seed']}. Values of the paper and of the public review are quoted as theirs; the review ran "
+        "Qwen3.6-27B with simulated quantization on a GPU of 96 GB.",
     )
 
 
@@ -67,20 +68,35 @@ def write_all_report(record: dict[str, Any], folder: str | Path, name: str) -> t
 
 
 def claims_markdown(record: dict[str, Any]) -> str:
-    """The claims as a Markdown table."""
-    return _lines(_CLAIM_HEADS, claim_rows(record), "verdict")
+    """The claims as a Markdown table, and what it was made of."""
+    return f"{_claims(record)}\n\n{_origin(record)}"
 
 
 def reviewed_markdown(record: dict[str, Any]) -> str:
-    """The review's checks as a Markdown table."""
-    return _lines(_REVIEWED_HEADS, reviewed_rows(record), "status")
+    """The review's checks as a Markdown table, and what it was made of."""
+    return f"{_reviewed(record)}\n\n{_DIVISION} {_origin(record)}"
 
 
 def _markdown(record: dict[str, Any]) -> str:
     return (
-        f"## {_TITLES['claims']}\n\n{claims_markdown(record)}\n\n"
-        f"## {_TITLES['reviewed']}\n\n{_DIVISION}\n\n{reviewed_markdown(record)}"
+        f"## {_TITLES['claims']}\n\n{_claims(record)}\n\n"
+        f"## {_TITLES['reviewed']}\n\n{_DIVISION}\n\n{_reviewed(record)}"
     )
+
+
+def _claims(record: dict[str, Any]) -> str:
+    return _lines(_CLAIM_HEADS, claim_rows(record), "verdict")
+
+
+def _reviewed(record: dict[str, Any]) -> str:
+    return _lines(_REVIEWED_HEADS, reviewed_rows(record), "status")
+
+
+def _origin(record: dict[str, Any]) -> str:
+    machine, found = record["machine"], record["counts"]
+    device = record["settings"]["device_name"] or f"{machine['cpu']}, {machine['cores']} cores"
+    statuses = ", ".join(f"{number} {status}" for status, number in found.items())
+    return f"{record['dataset']['description']}; {device}; {statuses}; {record['created'][:10]}; `{record['command']}`."
 
 
 def _lines(heads: Sequence[str], rows: list[dict[str, str]], bold: str) -> str:
@@ -111,6 +127,8 @@ def _html(title: str, heads: Sequence[str], rows: list[dict[str, str]], words: s
     return f'<h2>{escape(title)}</h2>{said}<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
+# kind of a table of `tqbench.tables` -> how it is made of a record of `tq bench all`
+CLAIM_TABLES = {"claims": claims_markdown, "reviewed": reviewed_markdown}
 _WRAP = "white-space:normal;text-align:left"
 
 

@@ -80,7 +80,7 @@ def run_all(options: AllOptions, say: Say = lambda _: None) -> dict[str, Any]:
     return new_record(
         "all",
         dataset={"name": _file_name(options.model_id), "description": _description(context, absent)},
-        settings=options.settings(),
+        settings=options.settings() | {"device_name": context.device_name},
         counts=counts(checks),
         checks=[check.as_row() for check in checks],
         steps=steps,
