@@ -1,25 +1,3 @@
-// What a block of the cluster has at the place of `p` in its shared memory.
-template <class T>
-__device__ __forceinline__ T of_block(const void* p, int rank) {
-    if constexpr (CLUSTER == 1) return *(const T*)p;
-    u32 address;
-    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
-    if constexpr (sizeof(T) == 8) {
-        T x;
-        asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address));
-        return x;
-    } else {
-        T x;
-        asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-            : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(address));
-        return x;
-    }
-}
-__device__ __forceinline__ void cluster_barrier() {
-    if constexpr (CLUSTER == 1) __syncthreads();
-    else asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" : : : "memory");
-}
-
 // Sums over tokens in full precision to the basis of the others.
 __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, float* sums) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -100,8 +78,8 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
         float shares[CLUSTER];
 #pragma unroll
         for (int r = 0; r < CLUSTER; r++) {
-            parts[r] = of_block<float2>(both + i, r);
-            y[r] = of_block<float4>(from, r);
+            parts[r] = of_block(both + i, r);
+            y[r] = of_block((const float4*)from, r);
         }
         const float2 all = weigh(parts, shares);
 #pragma unroll
@@ -176,8 +154,8 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
 // Grid: (kv heads times blocks of 8 queries; batch; splits, one more for tokens in full precision, so that those come
 // late, and as many that have nothing to do as fill the last cluster).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(1, 1, CLUSTER) decode(const __grid_constant__ Problem p) {
-    extern __shared__ __align__(1024) unsigned char memory[];
-    __shared__ u32 arrived;
+    unsigned char* memory = block_memory();
+    u32& arrived = *(u32*)memory;
     const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;
     Place at;
     at.batch = blockIdx.y;

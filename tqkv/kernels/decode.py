@@ -25,7 +25,8 @@ _WARPS = 16
 _CLUSTER = 1  # blocks that merge their sums in shared memory
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
-_SOURCES = ("decode_basis", "decode_tiles", "decode_packed", "decode_extra", "decode")  # compiled as one
+# Compiled as one.
+_SOURCES = ("decode_machine", "decode_basis", "decode_tiles", "decode_packed", "decode_extra", "decode")
 # Members of the kernel's argument, in order.
 _POINTERS = (
     *("q", "key_codes", "value_codes", "key_scales", "value_scales", "key_tables", "value_tables"),
@@ -378,6 +379,6 @@ def _kernel(
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
     # Tables; then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
     pairs, sides = _WARPS // 2, 1 if head_dim == 64 else 2
-    rings = pairs * 4 * (16 + 48 + (256 if head_dim > 128 else 512)) + _QUERIES * 4 * (head_dim // 2 + 16)
+    rings = pairs * 4 * (16 + 48 + (256 if head_dim > 128 else 512)) + _QUERIES * 4 * (head_dim // 2 + 18)
     sums = 4 * pairs * _QUERIES * 4 + pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
     return module.kernel("decode"), 2048 + max(rings, sums)

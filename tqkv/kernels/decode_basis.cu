@@ -2,11 +2,7 @@
 // The files are joined in the order of decode.py and compiled as one.
 //
 // Compiled with HEAD_DIM, KEY_P, KEY_Q, VALUE_P, VALUE_Q (nibbles per dimensions of each side), STATE (dtype of states:
-// 0 float32, 1 float16, 2 bfloat16), WARPS and CLUSTER (blocks that merge through each other's shared memory). No header
-// is included: the run-time compiler needs none.
-
-typedef unsigned int u32;
-typedef unsigned short u16;
+// 0 float32, 1 float16, 2 bfloat16), WARPS and CLUSTER (blocks that merge through each other's shared memory).
 
 constexpr int D = HEAD_DIM;
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
@@ -67,35 +63,9 @@ struct Slot {
 constexpr int BARRIERS = 2 * TABLE_BYTES;                     // byte offsets in shared memory
 constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
 constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
+constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW;
 constexpr int SMALL = BARRIERS;                               // after the loop, in place of all this
 constexpr int SUMS = SMALL + 4 * PAIRS * QUERIES * 4;
-
-__device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ float exp2_(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-__device__ __forceinline__ float log2_(float x) { float y; asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
-__device__ __forceinline__ float max_(float x, float y) { float z; asm("max.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y)); return z; }
-__device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff800000); }
-__device__ __forceinline__ float half_float(u16 h) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h)); return y; }
-__device__ __forceinline__ u16 float_half(float x) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
-__device__ __forceinline__ u32 half_pair(float lo, float hi) {
-    u32 y; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y;
-}
-__device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// The same of float32 operands, whose last 13 bits do not count.
-__device__ __forceinline__ void multiply_tf32(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-__device__ __forceinline__ u32 transpose(u32 a) {
-    u32 y; asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(a)); return y;
-}
 
 #if STATE == 0
 typedef float State;
@@ -108,7 +78,7 @@ __device__ __forceinline__ State to_state(float x) { return float_half(x); }
 #else
 typedef u16 State;
 __device__ __forceinline__ float to_float(State x) { return __int_as_float((int)x << 16); }
-__device__ __forceinline__ State to_state(float x) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
+__device__ __forceinline__ State to_state(float x) { return float_brain(x); }
 #endif
 
 // The lane's bytes of a tile, loaded in pieces of 16, 8, 4 and 2 bytes; each piece is contiguous over the warp.
@@ -128,22 +98,17 @@ struct Codes {
         constexpr int whole = BYTES / 16, rest = BYTES % 16, w8 = 4 * whole + (rest & 8) / 4, w4 = w8 + (rest & 4) / 4;
         if (w < 4 * whole) {
             if (w % 4 == 3) {
-                asm volatile("{.reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.nc.L1::no_allocate.v4.b32 {%0,%1,%2,%3}, [%4];}"
-                    : "+r"(words[w - 3]), "+r"(words[w - 2]), "+r"(words[w - 1]), "+r"(words[w])
-                    : "l"(tile + w / 4 * 512 + lane * 16), "r"((int)wanted));
+                load_if(wanted, tile + w / 4 * 512 + lane * 16, words[w - 3], words[w - 2], words[w - 1], words[w]);
             }
         } else if (w < w8) {
             if (w == w8 - 1) {
-                asm volatile("{.reg .pred p; setp.ne.b32 p, %3, 0; @p ld.global.nc.L1::no_allocate.v2.b32 {%0,%1}, [%2];}"
-                    : "+r"(words[w - 1]), "+r"(words[w]) : "l"(tile + whole * 512 + lane * 8), "r"((int)wanted));
+                load_if(wanted, tile + whole * 512 + lane * 8, words[w - 1], words[w]);
             }
         } else if (w < w4) {
-            asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p ld.global.nc.L1::no_allocate.b32 %0, [%1];}"
-                : "+r"(words[w]) : "l"(tile + whole * 512 + (rest & 8) * 32 + lane * 4), "r"((int)wanted));
+            load_if(wanted, tile + whole * 512 + (rest & 8) * 32 + lane * 4, words[w]);
         } else {
             u16 last = 0;
-            asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p ld.global.nc.L1::no_allocate.b16 %0, [%1];}"
-                : "+h"(last) : "l"(tile + whole * 512 + (rest & 12) * 32 + lane * 2), "r"((int)wanted));
+            load_if(wanted, tile + whole * 512 + (rest & 12) * 32 + lane * 2, last);
             words[w] = last;
         }
     }
@@ -163,18 +128,4 @@ __device__ __forceinline__ u32 spread(u32 word, int odd) { return (odd ? word >>
 __device__ __forceinline__ u32 entry(u32 eight, int byte, u32 table) { return __byte_perm(eight, table, 0x7650 | byte); }
 
 // Word 0 or 1 of phase `phase` at an entry.
-__device__ __forceinline__ u32 look_up(u32 address, int phase, int word) {
-    u32 x; asm("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address + phase * 128 + word * 4)); return x;
-}
-
-__device__ __forceinline__ void barrier_set(u32 barrier, int count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" : : "r"(barrier), "r"(count) : "memory");
-}
-__device__ __forceinline__ void barrier_arrive(u32 barrier) {
-    asm volatile("mbarrier.arrive.shared.b64 _, [%0];" : : "r"(barrier) : "memory");
-}
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
-    asm volatile(
-        "{.reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1; @!done bra again;}"
-        : : "r"(barrier), "r"(phase) : "memory");
-}
+__device__ __forceinline__ u32 look_up(u32 address, int phase, int word) { return shared_word(address + phase * 128 + word * 4); }

@@ -411,7 +411,7 @@ __device__ __forceinline__ void add_values(
 
 // Attention over the packed tokens of a block; leaves the sums of every pair in shared memory.
 __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at, unsigned char* memory, int split) {
-    __shared__ float factors[QUERIES], biases[QUERIES];
+    float *factors = (float*)(memory + FACTORS), *biases = factors + QUERIES;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool scores = warp < PAIRS;
     const int pair = warp % PAIRS;
@@ -434,9 +434,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         __syncthreads();
         Fragments queries;
         queries.load(memory + ROTATED, g, t);
-        u32 table = shared_address(memory);
-        // Makes every look-up depend on what comes after the barrier.
-        asm volatile("" : "+r"(table) : : "memory");
+        const u32 table = fixed_from_here(shared_address(memory));
         const float factor[2] = {factors[2 * t], factors[2 * t + 1]}, bias[2] = {biases[2 * t], biases[2 * t + 1]};
         float top[2] = {NO_SCORE, NO_SCORE}, weight[2] = {0, 0};
         score_keys(p, at, share, queries, keys, scales, Ring(memory, pair), table, factor, top, weight);
@@ -473,8 +471,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
 #pragma unroll
         for (int r = 0; r < VALUE_ROWS; r++) sums[r][0] = sums[r][1] = sums[r][2] = sums[r][3] = 0;
         __syncthreads();
-        u32 table = shared_address(memory + TABLE_BYTES);
-        asm volatile("" : "+r"(table) : : "memory");
+        const u32 table = fixed_from_here(shared_address(memory + TABLE_BYTES));
         add_values(p, at, share, values, Ring(memory, pair), table, sums);
         __syncthreads();
 #pragma unroll

@@ -1,0 +1,192 @@
+// CUDA C++ and decode_machine.cu on the CPU, for tests: threads are fibers that give way wherever they wait for others.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <vector>
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __host__
+#define __launch_bounds__(...)
+#define __cluster_dims__(...)
+#define __grid_constant__
+typedef unsigned int u32;
+typedef unsigned short u16;
+struct alignas(8) uint2 { u32 x, y; };
+struct alignas(16) uint4 { u32 x, y, z, w; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline uint2 make_uint2(u32 x, u32 y) { return {x, y}; }
+inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+using std::max;
+using std::min;
+
+struct Index { int x, y, z; };
+struct Fiber { ucontext_t context; int thread, block; bool done; };
+constexpr int SHARED = 228 << 10, STACK = 128 << 10;
+static std::vector<Fiber> fibers;  // threads of a cluster
+static int current, threads, blocks;
+static ucontext_t outside;
+static Index gridDim, places[CLUSTER];
+alignas(1024) static unsigned char memories[CLUSTER][SHARED];
+#define threadIdx (Index{fibers[current].thread, 0, 0})
+#define blockIdx (places[fibers[current].block])
+
+inline int next_fiber() {
+    int next = current;
+    do next = (next + 1) % (int)fibers.size();
+    while (fibers[next].done && next != current);
+    return next;
+}
+inline void give_way() {
+    const int from = current, next = next_fiber();
+    if (next == from) return;
+    current = next;
+    swapcontext(&fibers[from].context, &fibers[next].context);
+}
+
+struct Meeting {
+    int arrived = 0;
+    long turn = 0;
+    void wait_for(int n) {
+        const long now = turn;
+        if (++arrived == n) arrived = 0, turn++;
+        else while (turn == now) give_way();
+    }
+};
+static Meeting cluster_meeting, block_meetings[CLUSTER], warp_meetings[CLUSTER][32];
+inline int warp_() { return fibers[current].thread / 32; }
+inline int lane_() { return fibers[current].thread % 32; }
+inline void __syncthreads() { block_meetings[fibers[current].block].wait_for(threads); }
+inline void __syncwarp() { warp_meetings[fibers[current].block][warp_()].wait_for(32); }
+inline void cluster_barrier() { cluster_meeting.wait_for(threads * CLUSTER); }
+
+// What every lane of the warp holds; two buffers in turn, so that the next exchange may start before all have read.
+struct Held { u32 words[6]; };
+static Held held[CLUSTER][32][2][32];
+static bool second[CLUSTER][32][32];
+inline const Held* exchange(const Held& mine) {
+    const int block = fibers[current].block, warp = warp_(), lane = lane_(), side = second[block][warp][lane] ^= true;
+    held[block][warp][side][lane] = mine;
+    __syncwarp();
+    return held[block][warp][side];
+}
+template <class T> T from_lane(T mine, int lane) {
+    Held own = {};
+    std::memcpy(own.words, &mine, sizeof(T));
+    std::memcpy(&mine, exchange(own)[lane].words, sizeof(T));
+    return mine;
+}
+template <class T> T __shfl_xor_sync(u32, T x, int mask) { return from_lane(x, lane_() ^ mask); }
+template <class T> T __shfl_sync(u32, T x, int lane) { return from_lane(x, lane % 32); }
+inline bool __any_sync(u32, bool x) {
+    const Held* all = exchange({x});
+    return std::any_of(all, all + 32, [](const Held& one) { return one.words[0] != 0; });
+}
+
+inline int __float_as_int(float x) { int y; std::memcpy(&y, &x, 4); return y; }
+inline float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
+inline int __popc(u32 x) { return __builtin_popcount(x); }
+template <class T> T __ldcg(const T* p) { return *p; }
+inline void __threadfence() {}
+inline u32 atomicInc(u32* p, u32 last) { const u32 old = *p; *p = old >= last ? 0 : old + 1; return old; }
+inline u32 __byte_perm(u32 a, u32 b, u32 selectors) {
+    const unsigned long long both = (unsigned long long)b << 32 | a;
+    u32 y = 0;
+    for (int i = 0; i < 4; i++) y |= (u32)(both >> 8 * (selectors >> 4 * i & 7) & 255) << 8 * i;
+    return y;
+}
+
+inline unsigned char* block_memory() { return memories[fibers[current].block]; }
+inline u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - block_memory()); }
+inline u32 fixed_from_here(u32 address) { return address; }
+inline u32 shared_word(u32 address) { u32 x; std::memcpy(&x, block_memory() + address, 4); return x; }
+template <class T> T of_block(const T* p, int rank) { return *(const T*)(memories[rank] + shared_address(p)); }
+
+inline float exp2_(float x) { return std::exp2(x); }
+inline float log2_(float x) { return std::log2(x); }
+inline float max_(float x, float y) { return std::fmax(x, y); }
+inline float minus_infinity() { return -INFINITY; }
+inline float half_float(u16 h) { _Float16 x; std::memcpy(&x, &h, 2); return (float)x; }
+inline u16 float_half(float x) { const _Float16 y = (_Float16)x; u16 h; std::memcpy(&h, &y, 2); return h; }
+inline u32 half_pair(float low, float high) { return float_half(low) | (u32)float_half(high) << 16; }
+inline u16 float_brain(float x) {
+    const u32 bits = __float_as_int(x);
+    return std::isnan(x) ? 0x7fff : (u16)(bits + 0x7fff + (bits >> 16 & 1) >> 16);
+}
+
+template <int PER_WORD, class F> void multiply_(float (&c)[4], const Held& mine, F value) {
+    const Held* all = exchange(mine);
+    for (int i = 0; i < 4; i++) {
+        const int row = lane_() / 4 + i / 2 * 8, column = lane_() % 4 * 2 + i % 2;
+        float sum = 0;
+        for (int k = 0; k < 8 * PER_WORD; k++) {
+            const int t = k / PER_WORD % 4, half = k / PER_WORD / 4;
+            sum += value(all[row % 8 * 4 + t].words[row / 8 + 2 * half], k) * value(all[column * 4 + t].words[4 + half], k);
+        }
+        c[i] += sum;
+    }
+}
+inline void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    multiply_<2>(c, {a0, a1, a2, a3, b0, b1}, [](u32 word, int k) { return half_float((u16)(word >> k % 2 * 16)); });
+}
+inline void multiply_tf32(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    multiply_<1>(c, {a0, a1, a2, a3, b0, b1}, [](u32 word, int) { return __int_as_float(word & 0xffffe000u); });
+}
+inline u32 transpose(u32 a) {
+    const Held* all = exchange({a});
+    u32 y = 0;
+    for (int i = 0; i < 2; i++) {
+        const int row = lane_() % 4 * 2 + i, column = lane_() / 4;
+        y |= (all[row * 4 + column / 2].words[0] >> column % 2 * 16 & 0xffff) << 16 * i;
+    }
+    return y;
+}
+
+template <class... Words> void load_if(bool wanted, const void* p, Words&... words) {
+    const unsigned char* from = (const unsigned char*)p;
+    if (wanted) ((std::memcpy(&words, from, sizeof words), from += sizeof words), ...);
+}
+
+struct Barrier { u16 count, pending; u32 phase; };
+inline Barrier& barrier_at(u32 address) { return *(Barrier*)(block_memory() + address); }
+inline void barrier_set(u32 address, int count) { barrier_at(address) = {(u16)count, (u16)count, 0}; }
+inline void barrier_arrive(u32 address) {
+    Barrier& b = barrier_at(address);
+    if (--b.pending == 0) b.pending = b.count, b.phase ^= 1;
+}
+inline void barrier_wait(u32 address, u32 phase) { while (barrier_at(address).phase == phase) give_way(); }
+
+// Runs `thread` as every thread of a grid, a cluster after the other. Shared memory starts as NaN.
+inline void run_grid(void (*thread)(), Index grid, int threads_of_block) {
+    gridDim = grid, threads = threads_of_block;
+    const int n = threads * CLUSTER;
+    std::vector<char> stacks((size_t)n * STACK);
+    for (int z = 0; z < grid.z; z += CLUSTER) for (int y = 0; y < grid.y; y++) for (int x = 0; x < grid.x; x++) {
+        for (int i = 0; i < CLUSTER; i++) places[i] = {x, y, z + i};
+        std::memset(memories, 0xff, sizeof memories);
+        fibers = std::vector<Fiber>(n);
+        for (int i = 0; i < n; i++) {
+            Fiber& fiber = fibers[i];
+            fiber.thread = i % threads, fiber.block = i / threads;
+            getcontext(&fiber.context);
+            fiber.context.uc_stack.ss_sp = stacks.data() + (size_t)i * STACK;
+            fiber.context.uc_stack.ss_size = STACK;
+            makecontext(&fiber.context, thread, 0);
+        }
+        current = 0;
+        swapcontext(&outside, &fibers[0].context);
+    }
+}
+inline void end_thread() {
+    fibers[current].done = true;
+    const int next = next_fiber();
+    const bool last = next == current;
+    current = next;
+    setcontext(last ? &outside : &fibers[next].context);
+}

@@ -1,0 +1,116 @@
+"""The decode kernel compiled for the CPU, a fiber a thread, against the reference in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from packed import random_problem  # noqa: E402
+from tqkv.kernels import decode, reference  # noqa: E402
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or shutil.which("g++") is None, reason="needs Linux and g++ with C++20"
+)
+
+_ENTRY = """
+static Problem problem;
+static void thread_() { decode(problem); end_thread(); }
+extern "C" void run(const Problem* p, int x, int y, int z, int threads) {
+    problem = *p;
+    run_grid(thread_, {x, y, z}, threads);
+}
+"""
+
+
+class _Emulator:
+    """Compiles the kernel for the CPU in place of the device's compiler."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._built = folder, {}
+
+    def module(self, _source: str, options: tuple[str, ...]) -> _Emulator:
+        if options not in self._built:
+            stem = self._folder / f"m{len(self._built)}"
+            names = [name for name in decode._SOURCES if name != "decode_machine"]
+            folder = files("tqkv").joinpath("kernels")
+            parts = [folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in names]
+            stem.with_suffix(".cpp").write_text("\n".join(['#include "machine.h"', *parts, _ENTRY]))
+            command = ["g++", "-std=c++20", "-O1", "-w", "-fPIC", "-shared", "-ffp-contract=off", *options]
+            shim = Path(__file__).parent / "cuda"
+            subprocess.run([*command, f"-I{shim}", f"{stem}.cpp", "-o", f"{stem}.so"], check=True)
+            self._built[options] = ctypes.CDLL(f"{stem}.so")
+        self._chosen = self._built[options]
+        return self
+
+    def kernel(self, _name: str) -> Callable[..., None]:
+        library = self._chosen
+
+        def launch(
+            grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...], shared: int = 0
+        ) -> None:
+            assert shared <= 227 << 10
+            library.run(ctypes.byref(args[0]), *grid, block[0])
+
+        return launch
+
+
+@pytest.fixture(scope="module")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> _Emulator:
+    return _Emulator(tmp_path_factory.mktemp("decode"))
+
+
+@pytest.fixture(autouse=True)
+def device(emulator: _Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of six multiprocessors that runs the kernel."""
+    monkeypatch.setattr(decode, "compile_module", emulator.module)
+    monkeypatch.setattr(decode, "_check", lambda *_: None)
+    monkeypatch.setattr(decode, "_multiprocessors", lambda _: 6)
+    monkeypatch.setattr(decode, "_counters", lambda pairs, _: torch.zeros(pairs, dtype=torch.int32))
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
+    decode._kernel.cache_clear()
+
+
+def relative_error(result, truth):
+    return float((result.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-30))
+
+
+@pytest.mark.parametrize(
+    ("d", "bits", "value_bits"),
+    [(64, 3.5, 2.5), (128, 2.5, 3.0), (128, 4.0, 3.5), (256, 3.5, 3.5), (256, 3.0, 2.0)],
+)
+def test_rates_and_widths(d, bits, value_bits):
+    arguments, keywords = random_problem(
+        2, 6, 1, 1, d, [333, 17], bits=bits, value_bits=value_bits, mean=True, extra=5
+    )
+    truth = reference.decode_attention(*arguments, **keywords)
+    assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
+
+
+def test_masks_and_several_new_tokens():
+    arguments, keywords = random_problem(2, 10, 2, 2, 128, [0, 700], extra=20)
+    keywords["extra_lengths"] = torch.tensor([20, 7], dtype=torch.int32)
+    keywords["starts"] = torch.tensor([0, 40], dtype=torch.int32)
+    keywords["extra_mask"] = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) < 0.7
+    truth = reference.decode_attention(*arguments, **keywords)
+    assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
+
+
+def test_bfloat16_and_what_lies_behind_the_tokens():
+    arguments, keywords = random_problem(1, 7, 1, 1, 128, [100], dtype=torch.bfloat16)
+    truth = reference.decode_attention(arguments[0].float(), *arguments[1:], **keywords)
+    for states in arguments[1:3]:
+        states.scales[:, :, 100:] = torch.nan
+    result = decode.decode_attention(*arguments, **keywords)
+    assert result.dtype == torch.bfloat16
+    assert relative_error(result, truth) < 6e-3
