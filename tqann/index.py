@@ -22,6 +22,7 @@ from .base import METRIC_INNER_PRODUCT, METRIC_L2, IndexBase
 from .collection import collection_on
 from .filters import bitset, find_positions, search_parameters, select
 from .format import quantizer_options
+from .guard import guarded
 from .planning import PLANS, Planner
 
 __all__ = ["METRIC_INNER_PRODUCT", "METRIC_L2", "TurboQuantIndex"]
@@ -29,14 +30,19 @@ __all__ = ["METRIC_INNER_PRODUCT", "METRIC_L2", "TurboQuantIndex"]
 _FLOAT32_MAX = np.finfo(np.float32).max
 
 
+@guarded(
+    reads="search range_search search_and_reconstruct assign reconstruct reconstruct_n reconstruct_batch ids nbytes "
+    "copy __copy__ __deepcopy__ to",
+    changes="add add_with_ids add_sa_codes remove_ids reset merge_from calibrate sync",
+)
 class TurboQuantIndex(IndexBase):
     """A flat index of compressed vectors with the methods, shapes and conventions of `faiss.Index`.
 
     Vectors are float arrays [n, d]; integers are refused, as FAISS refuses them. Ids are int64, unique and
     stable: removing a vector changes no other id, and an id that `add` has given is not given again. Where
     FAISS's flat indexes renumber on removal and its id maps take an id twice, this one does neither. Every
-    error is raised before anything changes. Searches may run side by side; a change must not run beside
-    anything else.
+    error is raised before anything changes. Threads may share an index: searches and other reads run side by side,
+    a change (add, remove, merge, sync, ...) waits for those under way and runs alone.
 
     Parameters
     ----------

@@ -28,6 +28,7 @@ from .format import (
     parse_header,
     section_names,
 )
+from .guard import reading
 from .id_map import IdMap
 from .index import TurboQuantIndex
 from .journal import Tail, apply_journal, pack_journal_header, read_at
@@ -111,6 +112,7 @@ def write_with_journal(index: IndexBase, file: Any, salt: bytes) -> Tail:
     return Tail(start, start + len(journal), salt, 0, int.from_bytes(journal[-4:], "little"))
 
 
+@reading
 def _write(index: IndexBase, file: Any, version: int = 1) -> tuple[bytes, int]:
     """Write header and sections; the header, and where the sections end, are returned."""
     index = index.to("cpu")
