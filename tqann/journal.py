@@ -57,6 +57,7 @@ __all__ = [
     "Frame",
     "Tail",
     "apply_journal",
+    "is_complete",
     "pack_frame",
     "pack_journal_header",
     "parse_frame",
@@ -164,6 +165,8 @@ def parse_frame(data: bytes, salt: bytes) -> Frame | None:
     ]
     if stored > 1 or any(reserved):
         raise IndexFileError(f"a frame of the journal has fields this version does not know: {stored}")
+    if low > ntotal:
+        raise IndexFileError(f"low of a frame must be at most ntotal = {ntotal}, got {low}")
     for name, value in (("error", error), ("baseline", baseline)):
         if not 0 <= value < math.inf:
             raise IndexFileError(f"{name} of a frame must be a number >= 0, got {value}")
@@ -212,7 +215,7 @@ def apply_journal(
             break
         _check(frame, tail, header)
         length = frame.size(widths)
-        if length > size - tail.end or _body_checksum(file, tail.end, length) != frame.body:
+        if not is_complete(file, tail.end, size, frame, widths):
             break
         ids = _apply(file, tail.end, frame, storages, ids, widths)
         header = replace(
@@ -231,6 +234,12 @@ def apply_journal(
     return header, ids, tail
 
 
+def is_complete(file: Any, at: int, size: int, frame: Frame, widths: Iterable[tuple[int, int]]) -> bool:
+    """Whether the body of a frame that begins at `at` in a file of `size` bytes is all there."""
+    length = frame.size(widths)
+    return length <= size - at and _body_checksum(file, at, length) == frame.body
+
+
 def _opened(data: bytes, start: int, base: int) -> Tail:
     if len(data) != JOURNAL_HEADER or data[:8] != MAGIC or _CRC.unpack(data[-4:])[0] != zlib.crc32(data[:-4]):
         raise IndexFileError("truncated or damaged: no journal follows the sections")
@@ -247,7 +256,7 @@ def _check(frame: Frame, tail: Tail, header: Header) -> None:
     rules = {
         "sequence": frame.sequence == tail.sequence + 1,
         "previous": frame.previous == tail.checksum,
-        "ntotal": frame.low <= frame.ntotal <= _INT64_MAX,
+        "ntotal": frame.ntotal <= _INT64_MAX,
         "low": frame.low <= header.ntotal,
         "moved": frame.moved <= frame.low,
         "next_id": max(header.next_id, frame.ntotal) <= frame.next_id <= _INT64_MAX + 1,

@@ -15,7 +15,7 @@ import numpy as np
 from tqcore.quantizer import Quantizer
 
 from .files import ConcurrentWriterError, Output, disk, named_errors, no_room, replace_file, writing
-from .journal import FRAME_HEADER, JOURNAL_HEADER, Frame, Tail, pack_frame, parse_frame, read_at
+from .journal import FRAME_HEADER, JOURNAL_HEADER, Frame, Tail, is_complete, pack_frame, parse_frame, read_at
 from .storage import Changes
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def sync_index(index: IndexBase, path: str | os.PathLike[str], compact: bool | N
         if (
             file is None
             or file.path != target
-            or not _still_ours(file)
+            or not _still_ours(index, file)
             or compact
             or not file.describes(index)
         ):
@@ -110,7 +110,7 @@ def _identity(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _still_ours(file: Attachment) -> bool:
+def _still_ours(index: IndexBase, file: Attachment) -> bool:
     """Whether the file is there; ConcurrentWriterError unless it is as this index left it or found it."""
     try:
         reader = open(file.path, "rb")  # noqa: SIM115 - a missing file is the one error that is no error
@@ -121,7 +121,9 @@ def _still_ours(file: Attachment) -> bool:
         same = (status.st_dev, status.st_ino) == file.identity and status.st_size >= file.tail.end
         same = same and read_at(reader, file.tail.start, JOURNAL_HEADER)[16:32] == file.tail.salt
         if same and not file.unsure:
-            same = parse_frame(read_at(reader, file.tail.end, FRAME_HEADER), file.tail.salt) is None
+            at = file.tail.end
+            frame = parse_frame(read_at(reader, at, FRAME_HEADER), file.tail.salt)
+            same = frame is None or not is_complete(reader, at, status.st_size, frame, _widths(index))
     if not same:
         rule = "the file must be as this index last read or wrote it, and another writer has changed it"
         raise ConcurrentWriterError(errno.EBUSY, rule, file.path)

@@ -27,16 +27,16 @@ def test_processes_killed_at_any_call(script, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_power_lost_at_any_call(script, tmp_path):
-    losses = list(power_losses(script, tmp_path, every=5))
+    losses = list(power_losses(script, tmp_path, every=9, recover=10))
     assert [(loss, found) for loss, _, found in losses if found] == []
     assert {loss.data for loss, _, _ in losses} == set(POLICIES)
     assert {loss.names for loss, _, _ in losses} == set(NAMES)
-    assert len(losses) > 700
+    assert len(losses) > 300
 
 
 def test_power_lost_during_recovery(tmp_path):
     torn = []
-    for loss, files, _ in power_losses(SHORT, tmp_path, every=3):
+    for loss, files, _ in power_losses(SHORT, tmp_path, every=3, recover=50):
         content = files.get(str(tmp_path / "index.tqann"))
         if content and loss.data in ("some parts", "garbage"):
             torn.append(content)
@@ -44,7 +44,9 @@ def test_power_lost_during_recovery(tmp_path):
     for number, start in enumerate(torn[::20]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        assert [found for _, _, found in power_losses(recovery, folder, start, every=3) if found] == []
+        assert [
+            found for _, _, found in power_losses(recovery, folder, start, every=3, recover=10) if found
+        ] == []
     assert number >= 3
 
 
@@ -65,7 +67,7 @@ class Nameless(RecordingDisk):
 
 @pytest.mark.parametrize("disk", [Forgetful, Nameless])
 def test_a_missing_sync_is_found(disk, tmp_path):
-    found = [wrong for *_, wrong in power_losses(SHORT, tmp_path, disk=disk) if wrong]
+    found = [wrong for *_, wrong in power_losses(SHORT, tmp_path, recover=50, disk=disk) if wrong]
     assert any("promises were given" in wrong for wrong in found)
 
 

@@ -9,12 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from tqann import TurboQuantIndex
+from tqann.files import using_disk
 
-from tqann import TurboQuantIndex, read_index
-from tqann.files import Disk, using_disk
-
-from .script import Script, state_of
+from .script import Hasty, Script, state_of, unusable
 
 __all__ = ["KillPoint", "KillingDisk", "check_kill", "kill_points"]
 
@@ -32,7 +30,7 @@ class KillPoint:
     most: int = sys.maxsize
 
 
-class KillingDisk(Disk):
+class KillingDisk(Hasty):
     """Counts calls and kills its process at a point.
 
     Parameters
@@ -64,7 +62,7 @@ def _die() -> None:
 
 
 def _counted(name: str):
-    plain = getattr(Disk, name)
+    plain = getattr(Hasty, name)
 
     def call(self: KillingDisk, *arguments):
         if self._due(name):
@@ -117,20 +115,8 @@ def check_kill(
     if found not in states[promised : promised + 2]:
         last = states.index(found) if found in states else "none"
         return f"{point}: {promised} promises were given, and the file holds state {last}"
-    return _check_usable(path, point) if found else None
-
-
-def _check_usable(path: Path, point: KillPoint) -> str | None:
-    index = read_index(path)
-    index.threads = 1
-    for compact in (None, True):
-        index.add(np.ones((2, index.d), np.float32))
-        index.sync(path, compact)
-        loaded = read_index(path)
-        if not np.array_equal(loaded.ids, index.ids):
-            return f"{point}: a sync after recovery does not read back"
-    left = [entry.name for entry in path.parent.iterdir()]
-    return None if left == [path.name] else f"{point}: {left} were left behind"
+    found = found and unusable(path)
+    return f"{point}: {found}" if found else None
 
 
 def _run_child(script: Script, point: KillPoint, path: Path, disk: type[KillingDisk]) -> tuple[int, bool]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from tqann.files import Disk, using_disk
 
-from .script import Script, state_of
+from .script import Script, state_of, unusable
 
 __all__ = ["POLICIES", "PowerLoss", "RecordingDisk", "power_losses"]
 
@@ -98,12 +98,14 @@ def power_losses(
     folder: Path,
     start: bytes = b"",
     every: int = 1,
+    recover: int = 1,
     disk: type[RecordingDisk] = RecordingDisk,
 ) -> Iterator[tuple[PowerLoss, dict[str, bytes], str | None]]:
     """Yield losses of power in a run of `script`, behind one call in `every`.
 
-    With each come the files it has left and what is wrong with the index file, None for nothing. `start` is what the
-    index file holds when the run begins, safe on the disk; by default there is none.
+    With each come the files it has left and what is wrong with the index file, None for nothing. After one loss in
+    `recover` the file must take further syncs. `start` is what the index file holds when the run begins, safe on the
+    disk; by default there is none.
     """
     recorder, path, expected = disk(), folder / "index.tqann", folder / "expected"
     if start:
@@ -126,7 +128,7 @@ def power_losses(
             files = left_over(before, loss)
             for name, content in files.items():
                 (work / os.path.basename(name)).write_bytes(content)
-            yield loss, files, _wrong(work / path.name, states, promised)
+            yield loss, files, _wrong(work / path.name, states, promised, seed % recover == 0)
             for entry in work.iterdir():
                 entry.unlink()
 
@@ -140,13 +142,13 @@ def _choices(events: list[Event]) -> Iterator[tuple[str, str]]:
             yield policy, kept
 
 
-def _wrong(path: Path, states: list[str | None], promised: int) -> str | None:
+def _wrong(path: Path, states: list[str | None], promised: int, recover: bool) -> str | None:
     try:
         found = state_of(path)
     except (OSError, ValueError) as error:
         return f"{error!r} after {promised} promises"
     if found in states[promised : promised + 2]:
-        return None
+        return unusable(path) if found and recover else None
     last = states.index(found) if found in states else "none"
     return f"{promised} promises were given, and the file holds state {last}"
 

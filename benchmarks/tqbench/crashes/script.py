@@ -11,11 +11,22 @@ from typing import Any
 import numpy as np
 
 from tqann import TurboQuantIndex, read_index
+from tqann.files import Disk, using_disk
 from tqann.io import to_bytes
 
-__all__ = ["SCRIPTS", "Script", "state_of"]
+__all__ = ["SCRIPTS", "Hasty", "Script", "state_of", "unusable"]
 
 D = 8
+
+
+class Hasty(Disk):
+    """Waits for no disk: what a process wrote outlives it even so, and the loss of power is simulated."""
+
+    def fsync(self, descriptor: int) -> None:
+        pass
+
+    def sync_folder(self, folder: str) -> None:
+        pass
 
 
 def state_of(path: Path) -> str | None:
@@ -23,6 +34,20 @@ def state_of(path: Path) -> str | None:
     if not path.exists():
         return None
     return _digest(read_index(path))
+
+
+def unusable(path: Path) -> str | None:
+    """What is wrong with going on from the file at `path`, alone in its folder: None if it takes further syncs."""
+    index = read_index(path)
+    index.threads = 1
+    with using_disk(Hasty()):
+        for compact in (None, True):
+            index.add(np.ones((2, index.d), np.float32))
+            index.sync(path, compact)
+            if state_of(path) != _digest(index):
+                return "a sync after recovery does not read back"
+    left = [entry.name for entry in path.parent.iterdir()]
+    return None if left == [path.name] else f"{left} were left behind"
 
 
 def _digest(index: TurboQuantIndex) -> str:
