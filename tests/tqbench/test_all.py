@@ -12,10 +12,11 @@ from click.testing import CliRunner
 
 from tqbench.checks import Check, at_least, at_most, counts, skipped
 from tqbench.errors import BenchError
-from tqbench.everything import ann, claims, memory, needle, run
+from tqbench.everything import ann, memory, needle, run
 from tqbench.everything.context import Context
 from tqbench.everything.options import STEPS, AllOptions
 from tqbench.everything.report import claims_markdown, reviewed_markdown, write_all_report
+from tqbench.everything.verdicts import claim_rows, reviewed_rows
 from tqbench.kv.needle import cells
 from tqbench.tables import render
 from tqcli.main import cli
@@ -75,7 +76,7 @@ def tampered(record, name, **fields):
 
 
 def verdicts(record):
-    return {row["claim"]: row["verdict"] for row in claims.claim_rows(record)}
+    return {row["claim"]: row["verdict"] for row in claim_rows(record)}
 
 
 def test_steps_pass_on_a_small_model(record):
@@ -98,7 +99,7 @@ def test_claims_follow_from_the_checks(record):
     assert found["prod has 4.96 times less bias than mse"] == "refined"
     assert found["distortion of a unit vector at 1, 2, 3, 4 bits"] == "refined"
     assert found["prod is unbiased"] == found["6,144 bytes become 768"] == "reproduced"
-    assert found["prod is the code for inner products"] == "not reproduced"
+    assert found["an unbiased inner product takes two stages, mse and a sketch of one bit"] == "refined"
     assert found["recall above product quantization"] == "not tested"
     worse = tampered(record, "prod, 2 bits", status="FAIL")
     assert verdicts(worse)["prod is unbiased"] == "not reproduced"
@@ -106,7 +107,7 @@ def test_claims_follow_from_the_checks(record):
         record, "Qwen3.6-27B, 131,072 tokens: GiB of keys and values in bfloat16", status="WARN"
     )
     assert verdicts(warned)["GiB of keys and values of Qwen3.6-27B"] == "not reproduced"
-    assert {row["verdict"] for row in claims.claim_rows(record)} <= {
+    assert {row["verdict"] for row in claim_rows(record)} <= {
         "reproduced",
         "not reproduced",
         "refined",
@@ -115,11 +116,11 @@ def test_claims_follow_from_the_checks(record):
 
 
 def test_the_review_has_fourteen_rows(record):
-    rows = claims.reviewed_rows(record)
+    rows = reviewed_rows(record)
     assert [row["number"] for row in rows] == [str(n) for n in range(1, 15)]
     assert rows[0]["status"] == rows[6]["status"] == "PASS"
     assert rows[8]["status"] == "not run"
-    worse = claims.reviewed_rows(tampered(record, "chain, 2 bits", status="FAIL"))
+    worse = reviewed_rows(tampered(record, "chain, 2 bits", status="FAIL"))
     assert worse[3]["status"] == "FAIL"
     assert " 1 FAIL" in worse[3]["checks"]
 

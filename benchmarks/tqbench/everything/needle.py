@@ -38,7 +38,7 @@ def check_needle(context: Context) -> tuple[list[Check], Row]:
                     right / n,
                     0.98,
                     warn=0.95,
-                    paper=PAPER["needle-full"],
+                    paper=PAPER["needle"],
                 )
             )
     checks.append(

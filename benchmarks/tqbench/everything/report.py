@@ -11,7 +11,7 @@ from typing import Any
 from ..check_report import check_markdown, check_page
 from ..errors import BenchError
 from ..report import save_report
-from .claims import claim_rows, reviewed_rows
+from .verdicts import claim_rows, reviewed_rows
 
 __all__ = ["CLAIM_TABLES", "claims_markdown", "describe", "reviewed_markdown", "write_all_report"]
 
@@ -118,7 +118,7 @@ def _tables(record: dict[str, Any]) -> str:
 
 
 def _html(title: str, heads: Sequence[str], rows: list[dict[str, str]], words: str = "") -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    head = "".join(f'<th style="text-align:left">{escape(text)}</th>' for text in heads)
     body = "".join(
         "<tr>" + "".join(f'<td style="{_WRAP}">{escape(row[head])}</td>' for head in heads) + "</tr>"
         for row in rows
