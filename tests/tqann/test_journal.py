@@ -166,6 +166,7 @@ def test_signed_frames_with_false_fields(history):
         (0, struct.pack("<q", 4), "positions"),
         (0, struct.pack("<q", -1), "positions"),
         (8, struct.pack("<q", 9), "positions"),
+        (0, struct.pack("<qq", 2**63 - 1, -(2**62)), "positions"),
         (16, struct.pack("<q", -5), "ids"),
         (16, struct.pack("<q", 0), "ids"),
         (16, struct.pack("<q", 12), "ids"),
