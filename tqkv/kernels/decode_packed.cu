@@ -248,22 +248,29 @@ __device__ __forceinline__ void rotate(
     });
 }
 
-// The tiles of a block, dealt to pairs of warps STEP at a time.
+// The tiles of a pair of warps: STEP from `first` on, then from PAIRS * STEP tiles later, up to `end`. Tiles and tokens of
+// all rows are counted through.
 struct Share {
-    int length, start, first_tile, end_tile, first, last;
+    u32 first, end, start, length;
 
     __device__ __forceinline__ Share(const Problem& p, const Place& at, int split, int pair) {
-        length = p.lengths[at.batch];
-        start = p.starts ? p.starts[at.batch] : 0;
-        first_tile = start / TILE;
-        end_tile = (length + TILE - 1) / TILE;
-        const int units = end_tile > first_tile ? (end_tile - first_tile + STEP - 1) / STEP : 0;
+        const int tokens = p.lengths[at.batch], masked = p.starts ? p.starts[at.batch] : 0;
+        const u32 row = (u32)(at.batch * p.kv_heads + at.kv_head) * (u32)(p.capacity / TILE);
+        const u32 first_tile = masked / TILE, end_tile = (tokens + TILE - 1) / TILE;
+        const u32 units = end_tile > first_tile ? (end_tile - first_tile + STEP - 1) / STEP : 0;
         // 32 bits suffice: a row has fewer than 2^20 units for each of at most 2^11 splits.
-        first = (int)((u32)units * (u32)split / (u32)p.splits) + pair;
-        last = (int)((u32)units * (u32)(split + 1) / (u32)p.splits);
+        first = row + first_tile + (units * (u32)split / (u32)p.splits + pair) * STEP;
+        end = row + min(first_tile + units * (u32)(split + 1) / (u32)p.splits * STEP, end_tile);
+        start = row * TILE + masked;
+        length = row * TILE + tokens;
     }
     // A step that ends beyond the last tile takes that one again, masked.
-    __device__ __forceinline__ int tile(int unit, int i) const { return min(first_tile + unit * STEP + i, end_tile - 1); }
+    __device__ __forceinline__ u32 tile(u32 step, int i) const { return i == 0 ? step : min(step + i, end - 1); }
+    // Scales of a key and its value, of the lane's token of a step.
+    __device__ __forceinline__ u32 scales(const Problem& p, u32 step, int lane) const {
+        const u32 token = min(step * TILE + lane, end * TILE - 1);
+        return (u32)p.key_scales[token] | (u32)p.value_scales[token] << 16;
+    }
 };
 
 // A pair's ring of slots: the scoring warp fills them, the other empties them.
@@ -289,28 +296,19 @@ struct Ring {
 // Scores the keys of a pair's tiles, turns scores into weights and passes them on. Largest scores and sums of weights
 // of queries 2 t and 2 t + 1 are left in top and weight, weight of the lane's tokens alone.
 __device__ __forceinline__ void score_keys(
-    const Problem& p, const Place& at, const Share& share, const Fragments& queries, Codes<KEY_BYTES> (&keys)[STEP], u32 scales,
+    const Problem& p, const Share& share, const Fragments& queries, Codes<KEY_BYTES> (&keys)[STEP], u32 scales,
     Ring ring, u32 table, const float (&factor)[2], float (&top)[2], float (&weight)[2]
 ) {
     const int lane = threadIdx.x % 32, g = lane / 4;
-    const long long row = (long long)at.batch * p.kv_heads + at.kv_head;
-    const unsigned char* codes = p.key_codes + row * (p.capacity / TILE) * KEY_TILE;
-    const u16 *key_scales = p.key_scales + row * p.capacity, *value_scales = p.value_scales + row * p.capacity;
 #pragma unroll 1
-    for (int unit = share.first; unit < share.last; unit += PAIRS) {
-        const bool more = unit + PAIRS < share.last;
-        const unsigned char* next[STEP];
-#pragma unroll
-        for (int i = 0; i < STEP; i++) next[i] = codes + (long long)share.tile(unit + PAIRS, i) * KEY_TILE;
+    for (u32 step = share.first; step < share.end; step += PAIRS * STEP) {
+        const u32 next = step + PAIRS * STEP;
+        const bool more = next < share.end;
         float c[STEP][4] = {};
-        score(c, keys, queries, table, next, lane, more);
-        const u32 now = scales;
-        if (more) {
-            const int token = min((share.first_tile + (unit + PAIRS) * STEP) * TILE + lane, p.capacity - 1);
-            scales = (u32)key_scales[token] | (u32)value_scales[token] << 16;
-        }
+        score(c, keys, queries, table, lane, more, [&](int i) { return p.key_codes + (size_t)share.tile(next, i) * KEY_TILE; });
+        const u32 now = scales, token = step * TILE + g;
+        if (more) scales = share.scales(p, next, lane);
 
-        const int token = (share.first_tile + unit * STEP) * TILE + g;
         float value_scale[2 * STEP], e[STEP][4];
         bool raise = false;
 #pragma unroll
@@ -369,14 +367,14 @@ __device__ __forceinline__ void score_keys(
 
 // Adds up the weighted values of a pair's tiles.
 __device__ __forceinline__ void add_values(
-    const Problem& p, const Place& at, const Share& share, Codes<VALUE_BYTES> (&values)[STEP], Ring ring, u32 table,
+    const Problem& p, const Share& share, Codes<VALUE_BYTES> (&values)[STEP], Ring ring, u32 table,
     float (&sums)[VALUE_ROWS][4]
 ) {
     const int lane = threadIdx.x % 32, t = lane % 4;
-    const unsigned char* codes = p.value_codes + ((long long)at.batch * p.kv_heads + at.kv_head) * (p.capacity / TILE) * VALUE_TILE;
 #pragma unroll 1
-    for (int unit = share.first; unit < share.last; unit += PAIRS) {
-        const bool more = unit + PAIRS < share.last;
+    for (u32 step = share.first; step < share.end; step += PAIRS * STEP) {
+        const u32 next = step + PAIRS * STEP;
+        const bool more = next < share.end;
         ring.wait_full();
         const Slot& slot = ring.slot();
         if (slot.raised) {
@@ -393,7 +391,7 @@ __device__ __forceinline__ void add_values(
         ring.pass(false, lane);
 #pragma unroll
         for (int i = 0; i < STEP; i++) {
-            accumulate(sums, values[i], table, weights[i], codes + (long long)share.tile(unit + PAIRS, i) * VALUE_TILE, lane, more);
+            accumulate(sums, values[i], table, weights[i], p.value_codes + (size_t)share.tile(next, i) * VALUE_TILE, lane, more);
         }
     }
 #pragma unroll
@@ -415,7 +413,6 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool scores = warp < PAIRS;
     const int pair = warp % PAIRS;
-    const long long first_tile = ((long long)at.batch * p.kv_heads + at.kv_head) * (p.capacity / TILE);
     float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
     if (scores) {
         Query query;
@@ -423,13 +420,10 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         const Share share(p, at, split, pair);
         Codes<KEY_BYTES> keys[STEP];
         u32 scales = 0;
-        const bool any = share.first < share.last;
+        const bool any = share.first < share.end;
 #pragma unroll
-        for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (first_tile + share.tile(share.first, i)) * KEY_TILE, lane, any);
-        if (any) {
-            const long long token = first_tile * TILE + min((share.first_tile + share.first * STEP) * TILE + lane, p.capacity - 1);
-            scales = (u32)p.key_scales[token] | (u32)p.value_scales[token] << 16;
-        }
+        for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, any);
+        if (any) scales = share.scales(p, share.first, lane);
         if (pair < QUERIES) rotate(p, query, memory, factors, biases, pair, lane);
         __syncthreads();
         Fragments queries;
@@ -437,7 +431,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         const u32 table = fixed_from_here(shared_address(memory));
         const float factor[2] = {factors[2 * t], factors[2 * t + 1]}, bias[2] = {biases[2 * t], biases[2 * t + 1]};
         float top[2] = {NO_SCORE, NO_SCORE}, weight[2] = {0, 0};
-        score_keys(p, at, share, queries, keys, scales, Ring(memory, pair), table, factor, top, weight);
+        score_keys(p, share, queries, keys, scales, Ring(memory, pair), table, factor, top, weight);
 #pragma unroll
         for (int k = 0; k < 2; k++) {
 #pragma unroll
@@ -460,7 +454,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         Codes<VALUE_BYTES> values[STEP];
 #pragma unroll
         for (int i = 0; i < STEP; i++) {
-            values[i].load(p.value_codes + (first_tile + share.tile(share.first, i)) * VALUE_TILE, lane, share.first < share.last);
+            values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, share.first < share.end);
         }
         if (i < 16 * (KEY_P + VALUE_P)) ((uint2*)(memory + (i < 16 * KEY_P ? 0 : TABLE_BYTES)))[i < 16 * KEY_P ? i : i - 16 * KEY_P] = entry;
         if (lane == 0) {
@@ -472,7 +466,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         for (int r = 0; r < VALUE_ROWS; r++) sums[r][0] = sums[r][1] = sums[r][2] = sums[r][3] = 0;
         __syncthreads();
         const u32 table = fixed_from_here(shared_address(memory + TABLE_BYTES));
-        add_values(p, at, share, values, Ring(memory, pair), table, sums);
+        add_values(p, share, values, Ring(memory, pair), table, sums);
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < 2 * SIDES; k++) {

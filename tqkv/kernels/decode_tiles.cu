@@ -31,10 +31,10 @@ struct Fragments {
 };
 
 // Scores of STEP tiles: c[tile] is tokens g and g + 8 against queries 2 t and 2 t + 1. Codes that are used up are
-// replaced by those of the next tiles. Look-ups run AHEAD operands before the products, which go to two sums in turn.
+// replaced by those of the next tiles, at next(tile). Look-ups run AHEAD operands before the products, which go to two sums in turn.
+template <class Next>
 __device__ __forceinline__ void score(
-    float (&c)[STEP][4], Codes<KEY_BYTES> (&codes)[STEP], const Fragments& queries, u32 table,
-    const unsigned char* const (&next)[STEP], int lane, bool more
+    float (&c)[STEP][4], Codes<KEY_BYTES> (&codes)[STEP], const Fragments& queries, u32 table, int lane, bool more, Next next
 ) {
     u32 a[KEY_AHEAD][STEP][4], eight[STEP][2];
     float odd[STEP][4] = {};
@@ -53,7 +53,7 @@ __device__ __forceinline__ void score(
             for (int tile = 0; tile < STEP; tile++) {
                 eight[tile][0] = spread(codes[tile].words[j / 4], 0);
                 eight[tile][1] = spread(codes[tile].words[j / 4], 1);
-                codes[tile].load(next[tile], lane, j / 4, more);
+                codes[tile].load(next(tile), lane, j / 4, more);
             }
         }
 #pragma unroll
@@ -99,7 +99,7 @@ __device__ __forceinline__ void accumulate(
     const u32 low[2][2] = {{weights.x & 0xffff, weights.y & 0xffff}, {weights.x >> 16, weights.y >> 16}};
     const u32 high[2][2] = {{weights.x << 16, weights.y << 16}, {weights.x & 0xffff0000u, weights.y & 0xffff0000u}};
     u32 a[VALUE_AHEAD][4];
-    int nibbles[VALUE_AHEAD], tokens[VALUE_AHEAD], parts[VALUE_AHEAD], made = 0, used = 0;
+    int nibbles[VALUE_AHEAD] = {}, tokens[VALUE_AHEAD] = {}, parts[VALUE_AHEAD] = {}, made = 0, used = 0;
     u32 done = 0;
     auto product = [&]() {
         const int at = used++ % VALUE_AHEAD, j = nibbles[at], now = ValueRate::first(j), next_dim = ValueRate::first(j + 1);
