@@ -1,10 +1,11 @@
 """Sphinx: Markdown pages by MyST, the reference from NumPy docstrings; `sphinx-build -W docs build/docs`."""
 
-from importlib.metadata import version
+import inspect
+from importlib import metadata
 
 project = "tqann"
 author = "the tqann authors"
-release = version("tqann")
+release = metadata.version("tqann")
 
 extensions = ["myst_parser", "numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary"]
 html_theme = "furo"
@@ -30,3 +31,17 @@ autodoc_mock_imports = [
 autosummary_generate = False
 numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
+
+
+def _constructor(app, what, name, obj, options, signature, returned):
+    """The signature of a class whose base is mocked, of which autodoc sees the mock's alone."""
+    if what != "class" or signature != "(*args, **kwargs)" or "__init__" not in vars(obj):
+        return None
+    parameters = list(inspect.signature(obj.__init__).parameters.values())[1:]
+    bare = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in parameters]
+    return str(inspect.Signature(bare)), returned
+
+
+def setup(app):
+    """Sphinx's entry point of this file."""
+    app.connect("autodoc-process-signature", _constructor)

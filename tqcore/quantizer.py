@@ -43,11 +43,11 @@ class Quantizer:
     seed : int
         Seed of the rotation and the sketch.
     scale : str, optional
-        "unbiased" (arXiv 2105.08339, 2405.12497: |x|^2 / <x_hat, x>) or "norm" (the paper's). Not for "prod".
+        "unbiased" (arXiv 2105.08339, 2405.12497: ``|x|^2 / <x_hat, x>``) or "norm" (the paper's). Not for "prod".
     sketch : str
         "orthogonal" or "gaussian", for "prod".
     store_norm : bool
-        Keep |x|^2 beside the scale, which l2 distances need.
+        Keep ``|x|^2`` beside the scale, which l2 distances need.
     normalize : bool
         Take every vector at length 1, for the cosine metric.
     plan : Plan, optional

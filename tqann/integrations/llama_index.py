@@ -39,7 +39,7 @@ from .records import RecordStore
 
 __all__ = ["TurboQuantVectorStore"]
 
-_DEFAULT_PATH = os.path.join(DEFAULT_PERSIST_DIR, DEFAULT_PERSIST_FNAME)
+_DEFAULT_PATH = f"{DEFAULT_PERSIST_DIR}/{DEFAULT_PERSIST_FNAME}"
 
 
 class TurboQuantVectorStore(BasePydanticVectorStore):

@@ -118,7 +118,7 @@ class TurboQuantTransformer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, B
         return self
 
     def transform(self, X: Any) -> csr_matrix:
-        """Return the graph from X, float [m, d], to the fitted samples: float32 CSR [m, n_samples_fit_].
+        """Return the graph from X, float [m, d], to the n fitted samples: float32 CSR [m, n].
 
         Rows are in order of distance. Raises ValueError where there are fewer samples than neighbours asked for.
         """
