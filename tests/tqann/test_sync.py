@@ -398,3 +398,16 @@ def test_a_folder_that_is_read_only(synced):
             os.chmod(folder, 0o755)
         assert done.stdout.split() == [path, path]
         assert read_index(path).ntotal == 100
+
+
+@pytest.mark.gpu
+def test_an_index_on_a_device(vectors, path):
+    index = TurboQuantIndex(24, 4, device="cuda")
+    index.add(vectors[:100])
+    index.sync(path)
+    index.add(vectors[:20])
+    index.remove_ids([3, 50, 119])
+    size = path.stat().st_size
+    index.sync(path)
+    assert 0 < path.stat().st_size - size < 23 * (index.code_size + 16) + 256
+    assert to_bytes(read_index(path)) == to_bytes(index)

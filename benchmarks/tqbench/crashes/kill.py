@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,10 @@ def check_kill(
 
 def _run_child(script: Script, point: KillPoint, path: Path, disk: type[KillingDisk]) -> tuple[int, bool]:
     reader, writer = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Python warns of forks beside threads; the child starts none and needs none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         try:
             os.close(reader)
