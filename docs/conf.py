@@ -33,7 +33,7 @@ numpydoc_show_class_members = False
 numpydoc_xref_param_type = False
 
 
-def _constructor(app, what, name, obj, options, signature, returned):
+def _constructor(app, what, name, obj, options, signature, returned):  # noqa: ARG001 - given by Sphinx
     """The signature of a class whose base is mocked, of which autodoc sees the mock's alone."""
     if what != "class" or signature != "(*args, **kwargs)" or "__init__" not in vars(obj):
         return None

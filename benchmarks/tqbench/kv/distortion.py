@@ -144,7 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--name", default="kv-distortion")
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        options.model, dtype=torch.float32, use_safetensors=True
+    )
     model = model.to(device).eval()
     tokenizer: Any = AutoTokenizer.from_pretrained(options.model)
     wanted = options.windows * options.tokens

@@ -70,7 +70,11 @@ def load_model(options: KVOptions) -> LoadedModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model_id, **arguments)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            options.model_id, dtype=dtype, attn_implementation=attention, **arguments
+            options.model_id,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            **arguments,
         )
     except (OSError, ValueError) as error:
         raise _missing(options.model_id, error) from error

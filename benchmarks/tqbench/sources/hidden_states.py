@@ -99,7 +99,9 @@ def load_model(options: SourceOptions) -> tuple[Any, Any]:
     arguments = {"local_files_only": options.local_files_only}
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model_id, **arguments)
-        model = AutoModel.from_pretrained(options.model_id, dtype=getattr(torch, dtype), **arguments)
+        model = AutoModel.from_pretrained(
+            options.model_id, dtype=getattr(torch, dtype), use_safetensors=True, **arguments
+        )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise BenchError(
