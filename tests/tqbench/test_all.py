@@ -297,6 +297,19 @@ def test_the_index_is_judged_beside_pq():
     assert found["scalar code with our scale at its required 1 bit: recall 10@10"].status == "FAIL"
 
 
+def test_without_faiss_the_comparison_with_pq_is_skipped():
+    made = ann_record()
+    for row in made["results"]:
+        if row["method"] == "pq":
+            row.update(status="skipped", reason="faiss is not installed")
+    checks = ann._judge("sample", made, AllOptions())
+    assert [c.name for c in checks if c.status == "SKIP"] == [
+        "1 bit: recall and build time of PQ",
+        "4 bits: recall and build time of PQ",
+    ]
+    assert {c.status for c in checks} == {"PASS", "SKIP"}
+
+
 def test_memory_that_is_miscounted_fails(record, monkeypatch):
     made = json.loads(json.dumps(record["parts"]["memory"]))
     made["measured"][0]["measured"] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..checks import Check, at_least
+from ..checks import Check, at_least, skipped
 from .context import Context
 from .quoted import PAPER, REVIEW
 
@@ -45,7 +45,10 @@ def _judge(source: str, record: dict[str, Any], o: Any) -> list[Check]:
     group = f"Index: {_LABELS[source]}"
     rows: Rows = {(r["method"], r["bits"]): r for r in record["results"] if r["status"] == "ok"}
     recall = f"recall_{record['settings']['k']}_at_{record['settings']['k']}"
-    checks = []
+    absent = {
+        r["bits"]: r["reason"] for r in record["results"] if r["method"] == "pq" and r["status"] != "ok"
+    }
+    checks = [skipped(group, f"{_bits(bits)}: recall and build time of PQ", absent[bits]) for bits in absent]
     for bits in sorted({b for _, b in rows if b < 32}):
         trained = rows.get(("pq", bits))
         if trained is None:

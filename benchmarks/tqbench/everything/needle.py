@@ -76,7 +76,7 @@ def _grid(context: Context) -> dict[str, Any]:
         }
     if quick:
         return {"lengths": (1024,), "depths": (0.2, 0.7), "samples": 1}
-    return {"lengths": (1024, 2048, 4096), "depths": (0.1, 0.5, 0.9), "samples": 2}
+    return {"lengths": (1024, 2048, 4096), "depths": (0.1, 0.5, 0.9), "samples": 1}
 
 
 def _beside_full(
