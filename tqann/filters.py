@@ -33,6 +33,15 @@ class SearchParameters:
         Threads of this search; 0 takes TQ_THREADS or all cores, None what the index was made with.
     refine_factor : int, optional
         Candidates for each result, at least 1, of an index with `refine_bits`; None takes that of the index.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tqann import SearchParameters, TurboQuantIndex
+    >>> index = TurboQuantIndex(8)
+    >>> index.add(np.eye(8, dtype=np.float32))
+    >>> index.search(np.eye(8, dtype=np.float32)[:1], 2, params=SearchParameters(sel=[3], threads=1))[1]
+    array([[ 3, -1]])
     """
 
     sel: Any = None

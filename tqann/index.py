@@ -74,6 +74,21 @@ class TurboQuantIndex(IndexBase):
     ------
     TypeError, ValueError
         For an argument outside these rules; the message names it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tqann import TurboQuantIndex
+    >>> xb = np.random.default_rng(0).standard_normal((1000, 64), dtype=np.float32)
+    >>> index = TurboQuantIndex(64, bits=4)
+    >>> index.add(xb)
+    >>> D, I = index.search(xb[:3], 5)
+    >>> I[:, 0]
+    array([0, 1, 2])
+    >>> index.remove_ids([1])
+    1
+    >>> index
+    TurboQuantIndex(d=64, bits=4, metric='l2', code='chain', ntotal=999, code_size=40)
     """
 
     def __init__(
