@@ -40,8 +40,9 @@ class SearchParameters:
     >>> from tqann import SearchParameters, TurboQuantIndex
     >>> index = TurboQuantIndex(8)
     >>> index.add(np.eye(8, dtype=np.float32))
-    >>> index.search(np.eye(8, dtype=np.float32)[:1], 2, params=SearchParameters(sel=[3], threads=1))[1]
-    array([[ 3, -1]])
+    >>> D, I = index.search(np.eye(8, dtype=np.float32)[:1], 2, params=SearchParameters(sel=[3], threads=1))
+    >>> I.tolist()
+    [[3, -1]]
     """
 
     sel: Any = None

@@ -83,8 +83,8 @@ class TurboQuantIndex(IndexBase):
     >>> index = TurboQuantIndex(64, bits=4)
     >>> index.add(xb)
     >>> D, I = index.search(xb[:3], 5)
-    >>> I[:, 0]
-    array([0, 1, 2])
+    >>> I[:, 0].tolist()
+    [0, 1, 2]
     >>> index.remove_ids([1])
     1
     >>> index
