@@ -32,6 +32,17 @@ def synced(vectors, path):
     return index
 
 
+def beside(path):
+    """Names of the other files in the folder."""
+    return [name for name in os.listdir(path.parent) if name != path.name]
+
+
+def lock_of(path):
+    """Name of the lock's file."""
+    with writing(str(path)):
+        return beside(path)[0]
+
+
 def assert_saved(index, path):
     for mmap in (False, True):
         loaded = read_index(path, mmap=mmap)
@@ -356,14 +367,55 @@ def test_no_room_for_two_files(path):
 
 
 def test_what_killed_writers_left_is_removed(synced, path):
-    with writing(str(path)):
-        lock = next(entry for entry in path.parent.iterdir() if entry.name.endswith("lock"))
+    lock = path.parent / lock_of(path)
     left = path.parent / lock.name.replace("lock", "0123456789abcdef.tmp")
     other = path.parent / ".tqann-0000000000000000-0.tmp"
     for entry in (lock, left, other):
         entry.write_bytes(b"left over")
     synced.sync(path, compact=True)
     assert sorted(os.listdir(path.parent)) == sorted([path.name, other.name])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_file_system_without_locks(synced, vectors, path, monkeypatch):
+    """Two writers are then told apart by what they find in the file alone."""
+
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    left = path.parent / lock_of(path).replace("lock", "00.tmp")
+    left.write_bytes(b"perhaps of a writer at work")
+    other = read_index(path)
+    synced.add(vectors[:1])
+    synced.sync(path)
+    synced.sync(path, compact=True)
+    with pytest.raises(ConcurrentWriterError):
+        other.sync(path)
+    assert_saved(synced, path)
+    assert left.exists()
+    left.unlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="flock")
+def test_a_lock_whose_name_was_taken_away(synced, vectors, path, monkeypatch):
+    """Its last holder may unlink it between its opening and its locking by the next one."""
+    import fcntl
+
+    plain, calls = fcntl.flock, []
+
+    def flock(descriptor, operation):
+        if not calls:
+            (path.parent / beside(path)[0]).unlink()
+        calls.append(operation)
+        return plain(descriptor, operation)
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    synced.add(vectors[:1])
+    synced.sync(path)
+    assert len(calls) == 2
+    assert_saved(synced, path)
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_wrong_arguments(synced, path):
