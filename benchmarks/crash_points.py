@@ -73,6 +73,8 @@ def lost(script: Script, folder: Path, options: argparse.Namespace, wrong: list[
 
 def main() -> int:
     options = parse()
+    settings = {"every": options.every, "short_write": SHORT_WRITE, "recoveries": options.second}
+    record = new_record("crashes", settings=settings)  # now, so that the commit is the one that runs
     results: list[dict[str, Any]] = []
     wrong: list[str] = []
     started = time.perf_counter()
@@ -89,14 +91,8 @@ def main() -> int:
     points = sum(row["points"] for row in results)
     print(f"{points} crashes, {len(wrong)} with a wrong file", *wrong[:20], sep="\n")
     if options.out:
-        record = new_record(
-            "crashes",
-            settings={"every": options.every, "short_write": SHORT_WRITE, "recoveries": options.second},
-            results=results,
-            points=points,
-            wrong=wrong,
-            seconds=round(time.perf_counter() - started, 1),
-        )
+        record |= {"results": results, "points": points, "wrong": wrong}
+        record["seconds"] = round(time.perf_counter() - started, 1)
         print(write_record(record, options.out, options.name))
     return int(bool(wrong))
 

@@ -144,6 +144,14 @@ def expect(true: bool, otherwise: str) -> None:
 
 def main() -> int:
     options = parse()
+    settings = {
+        "minutes": options.minutes,
+        "vectors": options.vectors,
+        "d": D,
+        "bits": 4,
+        "seed": options.seed,
+    }
+    record = new_record("soak", settings=settings)  # now, so that the commit is the one that runs
     process, samples = psutil.Process(), []
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder), options.vectors, options.seed, bits=4)
@@ -173,15 +181,7 @@ def main() -> int:
     }
     print(*(f"{name}: {value}" for name, value in summary.items()), sep="\n")
     if options.out:
-        settings = {
-            "minutes": options.minutes,
-            "vectors": options.vectors,
-            "d": D,
-            "bits": 4,
-            "seed": options.seed,
-        }
-        record = new_record("soak", settings=settings, results=summary, samples=samples)
-        print(write_record(record, options.out, options.name))
+        print(write_record(record | {"results": summary, "samples": samples}, options.out, options.name))
     return 0
 
 
