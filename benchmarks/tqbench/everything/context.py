@@ -24,6 +24,7 @@ class Context:
 
     def __init__(self, options: AllOptions) -> None:
         self.options = options
+        self._begun: set[str] = set()
 
     def kv_options(self, suite: str, **more: Any) -> KVOptions:
         """Options of a suite of `tq bench kv`: those of this run, and `more`."""
@@ -46,7 +47,10 @@ class Context:
         """The record of a suite; those that take a loaded model share one."""
         run = load_suite(suite).run
         shared = {"loaded": self.loaded} if "loaded" in inspect.signature(run).parameters else {}
-        return run(self.kv_options(suite, **more), **shared)
+        # a second call must not drop what the first has written
+        fresh = self.options.fresh and suite not in self._begun
+        self._begun.add(suite)
+        return run(self.kv_options(suite, **({"fresh": fresh} | more)), **shared)
 
     @cached_property
     def loaded(self) -> Any:
