@@ -119,6 +119,7 @@ def main() -> None:
     if options.out:
         names = ("n", "d", "bits", "new", "repeats")
         settings = {name: getattr(options, name) for name in names}
+        settings["load_average"] = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
         print(write_record(new_record("sync", settings=settings, results=results), options.out, options.name))
 
 
