@@ -20,9 +20,11 @@ __all__ = ["PackedStates", "decode_attention", "table_words"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
-_FIXED = 32  # what starting and ending a block takes, in tiles
 _WARPS = 16
-_CLUSTER = 1  # blocks that merge their sums in shared memory
+_CLUSTER = 8  # blocks that merge their sums in shared memory, where this pays
+_IN_FLIGHT = 8  # partial results that are read at a time
+# Times in tiles: of a block's start and end, of merging in a cluster, of reading partial results.
+_FIXED, _MEETING, _BATCH = 24, 3, 2
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Compiled as one.
@@ -148,8 +150,8 @@ def decode_attention(
     group = heads // kv_heads
     blocks = kv_heads * -(-group * new // _QUERIES)
     pairs = batch * blocks
-    splits = _splits(pairs, tiles, extra > 0, _multiprocessors(q.device))
-    parts = -(-(splits + (extra > 0)) // _CLUSTER)
+    splits, cluster = _plan(pairs, tiles, extra > 0, _multiprocessors(q.device))
+    parts = -(-(splits + (extra > 0)) // cluster)
     sums = torch.empty(pairs, parts, _QUERIES, 256, dtype=torch.float32, device=q.device)
     scalars = torch.empty(pairs, parts, _QUERIES, 2, dtype=torch.float32, device=q.device)
     tensors = (
@@ -177,8 +179,8 @@ def decode_attention(
     factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
     problem = _Problem(*(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors)
     with torch.cuda.device(q.device):
-        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
-        kernel((blocks, batch, parts * _CLUSTER), (_WARPS * 32,), (problem,), shared)
+        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], cluster, q.device.index)
+        kernel((blocks, batch, parts * cluster), (_WARPS * 32,), (problem,), shared)
     return out
 
 
@@ -280,28 +282,34 @@ def _in_pieces(states: torch.Tensor) -> bool:
     return strides[-1] == 1 and all(n * size % piece == 0 for n in (states.storage_offset(), *strides[:-1]))
 
 
-def _splits(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
-    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, so that all end soonest.
+@lru_cache(maxsize=1024)
+def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> tuple[int, int]:
+    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and blocks of a cluster.
 
-    A multiprocessor runs a block at a time. Blocks of tokens in full precision come last: they fill what the last turn
-    leaves idle, and take one more turn where that does not suffice.
+    They are what should end soonest. A multiprocessor runs a block at a time. Without clusters, blocks of tokens in
+    full precision come last: they fill what the last turn leaves idle, and take one more turn where that does not
+    suffice. In clusters they take one of the places.
     """
-    clusters = multiprocessors // _CLUSTER * _CLUSTER
     at_once = _WARPS // 2  # tiles
 
-    def cost(splits: int) -> tuple[int, int]:
-        blocks = pairs * splits
-        turns = -(-blocks // clusters)
-        late = max(0, pairs * extra - (turns * clusters - blocks))
-        each = -(-tiles // (splits * at_once)) * at_once
-        return turns * (each + _FIXED) + -(-late // clusters) * _FIXED, splits
+    def cost(plan: tuple[int, int]) -> tuple[int, int]:
+        splits, cluster = plan
+        each = -(-tiles // (splits * at_once)) * at_once + _FIXED
+        if cluster == 1:
+            blocks, places = pairs * splits, multiprocessors
+            turns = -(-blocks // places)
+            late = max(0, pairs * extra - (turns * places - blocks))
+            time = turns * each + -(-late // places) * _FIXED
+        else:
+            # A cluster stays within a part of the device that has 16 multiprocessors or a few more.
+            time = -(-pairs * (splits + extra) // (multiprocessors // 16 * 16)) * each + _MEETING
+        return time + -(-(splits + extra) // cluster // _IN_FLIGHT) * _BATCH, splits
 
     most = max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs)))
-    if _CLUSTER == 1:
-        return min(range(1, most + 1), key=cost)
-    # Tokens in full precision take one of a cluster's places.
-    most = -(-(most + extra) // _CLUSTER) * _CLUSTER
-    return min(range(_CLUSTER - extra, most + 1 - extra, _CLUSTER), key=cost)
+    plans = [(splits, 1) for splits in range(1, most + 1)]
+    if multiprocessors >= 16:
+        plans += [(n - extra, _CLUSTER) for n in range(_CLUSTER, most + _CLUSTER, _CLUSTER)]
+    return min(plans, key=cost)
 
 
 @lru_cache(maxsize=16)
@@ -360,7 +368,7 @@ def _counters(pairs: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _kernel(
-    head_dim: int, key_bits: float, value_bits: float, state: int, _device: int
+    head_dim: int, key_bits: float, value_bits: float, state: int, cluster: int, _device: int
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
@@ -372,7 +380,7 @@ def _kernel(
         "VALUE_Q": value_q,
         "STATE": state,
         "WARPS": _WARPS,
-        "CLUSTER": _CLUSTER,
+        "CLUSTER": cluster,
     }
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
