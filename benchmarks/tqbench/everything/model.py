@@ -8,16 +8,13 @@ from typing import Any
 from ..checks import Check, at_least, at_most
 from .context import Context
 from .quoted import REVIEW
+from .texts import sample_text
 
 __all__ = ["check_model"]
 
 GROUP = "Model loading"
 _TOKENS = 512
 _WINDOWS = 4
-_SAMPLE = (
-    "The river rises in the hills north of the town and flows south for about sixty miles before it reaches the sea. "
-    "Its upper course was dammed in the last century, and the reservoir supplies three counties with water. "
-)
 
 
 def check_model(context: Context) -> tuple[list[Check], dict[str, Any] | None]:
@@ -29,8 +26,7 @@ def check_model(context: Context) -> tuple[list[Check], dict[str, Any] | None]:
 
     loaded = context.loaded
     model, tokenizer = loaded.model, loaded.tokenizer
-    text, limit = _text(context)
-    ids = tokenizer(text)["input_ids"][: _WINDOWS * _TOKENS]
+    ids = tokenizer(sample_text(context))["input_ids"][: _WINDOWS * _TOKENS]
     ids = torch.tensor(ids[: len(ids) // _TOKENS * _TOKENS] or ids, device=model.device)
     rows = ids.view(-1, min(_TOKENS, len(ids)))
     with torch.inference_mode():
@@ -60,7 +56,7 @@ def check_model(context: Context) -> tuple[list[Check], dict[str, Any] | None]:
             GROUP,
             f"perplexity of {len(rows)} windows of {rows.shape[1]} tokens",
             math.exp(min(50.0, float(loss))),
-            limit,
+            _limit(context),
             reason="its own text"
             if context.is_probe
             else "a short English text; the limit is that of a guess",
@@ -75,11 +71,6 @@ def check_model(context: Context) -> tuple[list[Check], dict[str, Any] | None]:
     ], None
 
 
-def _text(context: Context) -> tuple[str, float]:
-    """A text and the perplexity that it may have."""
-    if context.is_probe:
-        from ..kv.probe import probe_text
-
-        return probe_text()[:20_000], 25.0
-    # a guess has the size of the vocabulary
-    return _SAMPLE * 20, 1.05 * context.loaded.model.config.get_text_config().vocab_size
+def _limit(context: Context) -> float:
+    """Perplexity that the model may have: the probe's is known; a guess has the size of the vocabulary."""
+    return 25.0 if context.is_probe else 1.05 * context.loaded.model.config.get_text_config().vocab_size

@@ -15,6 +15,8 @@ STEPS: dict[str, str] = {
     "model": "the model loads, predicts, and answers through a packed cache",
     "memory": "bytes of the cache, and the review's table",
     "needle": "needles in a haystack from the packed cache",
+    "distortion": "real keys and values through the codes, divergence of the logits, the most likely token",
+    "throughput": "decoding beside full precision",
     "ann": "the index beside product quantization",
 }
 

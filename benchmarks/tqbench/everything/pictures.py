@@ -45,7 +45,7 @@ def part_pictures(record: dict[str, Any]) -> dict[str, bytes]:
         elif name == "ann":
             for source, made in part["records"].items():
                 pictures[f"index: {source}"] = _small(png_bytes(made))
-        elif name in SUITES:
+        elif name in SUITES and not part["suite"].startswith("all-"):
             with tempfile.TemporaryDirectory() as folder:
                 load_suite(name).write_page(part, folder, name)
                 drawn = sorted(Path(folder).glob("*.png"))
@@ -106,7 +106,22 @@ def _ann(axes: Any, record: dict[str, Any]) -> None:
     axes.set_title(f"Recall {k}@{k}: {made['dataset']['name']}", fontsize=10)
 
 
-_PANELS = {"theory": _theory, "needle": _needle, "ann": _ann}
+def _divergence(axes: Any, record: dict[str, Any]) -> None:
+    for code, label in (("mse", "mse (paper)"), ("chain", "chain")):
+        rows = [row for row in record["results"] if row["code"] == code]
+        axes.plot(
+            [row["bits"] for row in rows],
+            [row["divergence"] for row in rows],
+            "o-",
+            color=_COLOURS[code],
+            label=label,
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("bits per dimension, scales apart")
+    axes.set_title("Divergence of the logits, nats", fontsize=10)
+
+
+_PANELS = {"theory": _theory, "needle": _needle, "distortion": _divergence, "ann": _ann}
 
 
 def _png(figure: Any) -> bytes:

@@ -32,12 +32,14 @@ PAPER = {
     "needle": "0.997, full precision 0.997",
     "longbench-3.5": "50.06, full precision 50.06",
     "longbench-2.5": "49.44, full precision 50.06",
+    "neutral": "quality-neutral at 3.5 bits, marginal loss at 2.5",
     "recall": "above PQ",
     "index": "0.0013 s, PQ 239.75 s",
 }
 REVIEW = {
     "passes": "passes",
     "model": "loads in bfloat16, SDPA",
+    "proxy": "passes, rewritten tensors",
     "compression": "8.0x",
     "ratios": "8.0x, 6.4x",
     "ratio": "6.4x of the cache alone",
