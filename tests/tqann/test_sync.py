@@ -227,7 +227,11 @@ def test_the_lock_is_held_across_processes(synced, vectors, path):
         "with writing(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program, str(path)],
+        cwd=path.parent,  # not the checkout, which need not have the compiled module
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as child:
         assert child.stdout.readline() == "held\n"
         synced.add(vectors[:1])

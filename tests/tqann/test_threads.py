@@ -339,9 +339,10 @@ def test_index_forked_amid_a_change_is_refused_in_the_child(index):
     assert index.search(QUERIES, 1)[1].shape == (24, 1)
 
 
-def run(source, **environment):
+def run(source, folder, **environment):
     done = subprocess.run(
         [sys.executable, "-c", source],
+        cwd=folder,
         env=os.environ | environment,
         capture_output=True,
         text=True,
@@ -351,17 +352,18 @@ def run(source, **environment):
     return done.stdout.strip()
 
 
-def test_environment_variable_sets_the_default():
+def test_environment_variable_sets_the_default(tmp_path):
     source = "import tqcore._core as c; print(c.default_threads())"
-    assert run(source, TQ_THREADS="3") == "3"
+    assert run(source, tmp_path, TQ_THREADS="3") == "3"
     expected = run(
-        "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())"
+        "import os; print(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())",
+        tmp_path,
     )
     for unset in ("", "0", "-2", "many"):
-        assert run(source, TQ_THREADS=unset) == expected
+        assert run(source, tmp_path, TQ_THREADS=unset) == expected
 
 
-def test_no_thread_outlives_a_call():
+def test_no_thread_outlives_a_call(tmp_path):
     source = """
 import os, threading, numpy
 tasks = "/proc/self/task"
@@ -375,4 +377,4 @@ index.add(rows)
 index.search(rows, 3)
 print(count() - before)
 """
-    assert run(source, TQ_THREADS="4") == "0\n0"
+    assert run(source, tmp_path, TQ_THREADS="4") == "0\n0"
