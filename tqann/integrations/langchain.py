@@ -19,7 +19,7 @@ try:
     from langchain_core.vectorstores.utils import maximal_marginal_relevance
 except ImportError as error:
     raise ImportError(
-        f"tqann.integrations.langchain needs langchain-core: pip install 'tqann[langchain]' ({error})",
+        f"tqann.integrations.langchain needs langchain-core 1.0 or later: pip install 'tqann[langchain]' ({error})",
         name="langchain_core",
     ) from error
 

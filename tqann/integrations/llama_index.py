@@ -29,7 +29,8 @@ try:
     )
 except ImportError as error:
     raise ImportError(
-        f"tqann.integrations.llama_index needs llama-index-core: pip install 'tqann[llama-index]' ({error})",
+        "tqann.integrations.llama_index needs llama-index-core 0.14 or later: "
+        f"pip install 'tqann[llama-index]' ({error})",
         name="llama_index",
     ) from error
 
