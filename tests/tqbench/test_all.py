@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tqbench.checks import Check, at_least, at_most, counts, skipped
 from tqbench.errors import BenchError
-from tqbench.everything import ann, memory, needle, run
+from tqbench.everything import ann, divergence, memory, needle, run, throughput
 from tqbench.everything.context import Context
 from tqbench.everything.options import STEPS, AllOptions
 from tqbench.everything.report import claims_markdown, reviewed_markdown, write_all_report
@@ -56,10 +56,12 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def record(model_folder, tmp_path_factory):
-    """Three steps in full on the tiny model."""
+    """Four steps in full on the tiny model."""
     options = AllOptions(
         quick=True,
-        only=("theory", "model", "memory"),
+        only=("theory", "model", "memory", "throughput"),
+        repeats=1,
+        warmup=0,
         model_id=str(model_folder),
         local_files_only=True,
         device="cpu",
@@ -80,7 +82,7 @@ def verdicts(record):
 
 
 def test_steps_pass_on_a_small_model(record):
-    assert [step["name"] for step in record["steps"]] == ["theory", "model", "memory"]
+    assert [step["name"] for step in record["steps"]] == ["theory", "model", "memory", "throughput"]
     assert record["counts"]["FAIL"] == record["counts"]["SKIP"] == 0
     names = [(row["group"], row["name"]) for row in record["checks"]]
     assert len(set(names)) == len(names)
@@ -91,6 +93,8 @@ def test_steps_pass_on_a_small_model(record):
     ratio = found["tiny, 32,768 tokens, 2.5 bits: ratio of the cache alone"]
     assert ratio["theory"] == 6.4
     assert ratio["value"] < 6.4
+    assert found["chain-2, 1,024 tokens: speed over full precision, processor"]["value"] > 0
+    assert verdicts(record)["decoding runs at 0.75 of full precision"] == "not tested"  # on a processor
     json.dumps(record, allow_nan=False)
 
 
@@ -325,6 +329,63 @@ def test_without_faiss_the_comparison_with_pq_is_skipped():
         "4 bits: recall and build time of PQ",
     ]
     assert {c.status for c in checks} == {"PASS", "SKIP"}
+
+
+def divergences(**changed):
+    def row(code, bits, value):
+        value = changed.get(f"{code}_{bits:g}".replace(".", "_"), value)
+        shared = {
+            "code": code,
+            "bits": bits,
+            "divergence": value,
+            "agreement": changed.get("agreement", 0.95),
+        }
+        return shared | {"loss": 2.7, "full_loss": 2.69, "effective_bits": bits + 0.125}
+
+    rows = [row("chain", b, 1.6 * 4**-b) for b in (3.0, 3.5)] + [row("mse", b, 4 * 4**-b) for b in (3.0, 3.5)]
+    errors = [
+        {"bits": b, "theory": 0.02, "keys": changed.get("keys", 0.01), "values": 0.019} for b in (3.0, 3.5)
+    ]
+    return {c.name: c.status for c in divergence.judge(rows, errors, Context(AllOptions()))}
+
+
+@pytest.mark.parametrize(
+    ("changed", "name", "status"),
+    [
+        ({"keys": 0.03}, "3 bits: relative squared error of real keys", "FAIL"),
+        ({"chain_3_5": 0.05}, "chain, 3.5 bits: divergence of the logits", "WARN"),
+        ({"chain_3_5": 0.08}, "chain, 3.5 bits: divergence of the logits", "FAIL"),
+        ({"mse_3": 0.04}, "3 bits: divergence of the paper's mse over that of chain", "WARN"),
+        ({"mse_3": 0.03}, "3 bits: divergence of the paper's mse over that of chain", "FAIL"),
+        ({"mse_3_5": 0.02}, "divergence of chain at 3 bits over that of mse at 3.5", "FAIL"),
+        ({"agreement": 0.87}, "chain, 3.5 bits: agreement of the most likely token", "WARN"),
+        ({"agreement": 0.8}, "chain, 3.5 bits: agreement of the most likely token", "FAIL"),
+    ],
+)
+def test_divergence_is_judged(changed, name, status):
+    assert set(divergences().values()) == {"PASS"}
+    assert divergences(**changed)[name] == status
+
+
+def test_real_states_go_through_the_code(model_folder, tmp_path):
+    """On a tiny model, whose keys and values are no worse than random vectors."""
+    options = AllOptions(quick=True, model_id=str(model_folder), device="cpu", out=str(tmp_path))
+    context = Context(options)
+    row = divergence._errors(context.loaded.model, torch.arange(256)[None], 3.0)
+    assert 0 < row["keys"] < 1.5 * row["theory"]
+    assert 0 < row["values"] < 1.5 * row["theory"]
+
+
+@pytest.mark.parametrize(("ratio", "status"), [(1.2, "PASS"), (0.7, "WARN"), (0.1, "FAIL")])
+def test_speed_has_a_bar_on_a_gpu_alone(ratio, status):
+    rows = [
+        {"cache": "full", "tokens": 1024, "tokens_per_second": 50.0},
+        {"cache": "chain-2", "tokens": 1024, "tokens_per_second": 50.0 * ratio},
+    ]
+    (check,) = throughput.judge(rows, on_gpu=True)
+    assert (check.status, check.value, check.review) == (status, ratio, "0.75 of full precision")
+    (check,) = throughput.judge(rows, on_gpu=False)
+    assert (check.status, check.threshold) == ("PASS", "none: for information on a processor")
 
 
 def test_memory_that_is_miscounted_fails(record, monkeypatch):
