@@ -98,6 +98,7 @@ def test_a_file_cut_anywhere(history, tmp_path):
             index.add(np.ones((1, 8), np.float32))
             index.sync(path)
             assert to_bytes(read_index(path)) == to_bytes(index)
+            assert path.stat().st_size == index._attached.tail.end  # nothing of what was torn is left
 
 
 @pytest.mark.parametrize("tail", [bytes(200), b"\xff" * 77, b"\x93TQFRM\r\n" * 40])

@@ -296,7 +296,7 @@ def test_errors_leave_the_file_as_it_was_and_the_index_usable(compact, code, err
         index = TurboQuantIndex(24, 4)
         index.add(vectors[:100])
         index.sync(path)
-        before = to_bytes(index)
+        before, file = to_bytes(index), path.read_bytes()
         index.add(vectors[:9])
         index.remove_ids([5, 50])
         after = to_bytes(index)
@@ -309,6 +309,8 @@ def test_errors_leave_the_file_as_it_was_and_the_index_usable(compact, code, err
                     assert type(caught) is error or error is OSError  # noqa: PT017
                     assert error is OSError or caught.filename == str(path)  # noqa: PT017
         hits.append(failing.hit)
+        if failing.hit in ("write", "open"):
+            assert path.read_bytes() == file
         # An fsync that failed may have written all there is.
         assert to_bytes(read_index(path)) in (
             [before] if failing.hit in ("write", "open") else [before, after]
