@@ -221,6 +221,25 @@ def test_two_writers(synced, vectors, path):
     assert_saved(synced, path)
 
 
+def test_a_file_changed_in_place(synced, vectors, path, tmp_path):
+    """The same file by its inode, and not what this index wrote."""
+    content = path.read_bytes()
+    synced.copy().sync(tmp_path / "twin.tqann")
+    twin = (tmp_path / "twin.tqann").read_bytes()
+    assert len(twin) == len(content)
+    synced.add(vectors[:1])
+    for changed in (twin, content[:-64], content[:-1], b""):
+        with path.open("r+b") as file:
+            file.write(changed)
+            file.truncate()
+        with pytest.raises(ConcurrentWriterError):
+            synced.sync(path)
+        assert path.read_bytes() == changed
+    path.write_bytes(content)
+    synced.sync(path)
+    assert_saved(synced, path)
+
+
 def test_the_lock_is_held_across_processes(synced, vectors, path):
     program = (
         "import sys\nfrom tqann import TurboQuantIndex\nfrom tqann.files import writing\n"
