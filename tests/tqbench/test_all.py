@@ -16,6 +16,7 @@ from tqbench.everything import ann, divergence, memory, needle, run, throughput
 from tqbench.everything.context import Context
 from tqbench.everything.options import STEPS, AllOptions
 from tqbench.everything.report import claims_markdown, reviewed_markdown, write_all_report
+from tqbench.everything.samples import SAMPLE_TASKS, write_samples
 from tqbench.everything.verdicts import claim_rows, reviewed_rows
 from tqbench.kv.needle import cells
 from tqbench.tables import render
@@ -422,3 +423,29 @@ def test_help_imports_nothing_heavy():
         "--warmup",
     ):
         assert option in done.stdout
+
+
+def test_samples_are_in_longbench_format(tmp_path):
+    folder = write_samples(tmp_path / "samples")
+    assert {path.stem for path in folder.iterdir()} == set(SAMPLE_TASKS)
+    for path in folder.iterdir():
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            assert set(row) == {
+                *("input", "context", "answers", "length"),
+                *("dataset", "language", "all_classes", "_id"),
+            }
+            assert row["dataset"] == path.stem
+            assert row["answers"]
+            assert row["length"] > 100
+    rows = [json.loads(line) for line in (folder / "passage_count.jsonl").read_text().splitlines()]
+    for row in rows:
+        passages = [part.split(":\n")[1] for part in row["context"].split("\n\n")]
+        assert row["answers"] == [str(len(set(passages)))] != [str(len(passages))]
+    rows = [json.loads(line) for line in (folder / "passage_retrieval_en.jsonl").read_text().splitlines()]
+    for row, word in zip(rows, ("lighthouse", "roots"), strict=True):
+        (named,) = row["answers"]
+        found = next(part for part in row["context"].split("\n\n") if part.startswith(f"{named}:"))
+        assert word in found
+    rows = [json.loads(line) for line in (folder / "trec.jsonl").read_text().splitlines()]
+    assert all(row["answers"][0] in row["all_classes"] for row in rows)
