@@ -43,9 +43,9 @@ _CASE: tuple[str, ...] = "heads", "kv_heads", "d", "batch", "tokens"
 # Warp instructions of the main loop for 16 tokens, keys and values, in sm_90 code of CUDA 13.0 without the branches
 # that raise the maximum: by head_dim and bits.
 _INSTRUCTIONS: dict[int, dict[float, int]] = {
-    64: {2: 315, 2.5: 371, 3: 373, 3.5: 387, 4: 376},
-    128: {2: 408, 2.5: 480, 3: 498, 3.5: 512, 4: 503},
-    256: {2: 757, 2.5: 929, 3: 934, 3.5: 948, 4: 956},
+    64: {2: 293, 2.5: 334, 3: 348, 3.5: 361, 4: 342},
+    128: {2: 379, 2.5: 457, 3: 479, 3.5: 491, 4: 475},
+    256: {2: 773, 2.5: 940, 3: 948, 3.5: 975, 4: 978},
 }
 
 
