@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from tqbench.checks import Check, at_least, at_most, counts, skipped
 from tqbench.errors import BenchError
-from tqbench.everything import ann, divergence, memory, needle, run, throughput
+from tqbench.everything import ann, attention, divergence, memory, needle, run, throughput
 from tqbench.everything.context import Context
 from tqbench.everything.options import STEPS, AllOptions
 from tqbench.everything.report import claims_markdown, reviewed_markdown, write_all_report
@@ -389,6 +389,15 @@ def test_speed_has_a_bar_on_a_gpu_alone(ratio, status):
     assert (check.status, check.threshold) == ("PASS", "none: for information on a processor")
 
 
+def test_attention_is_skipped_without_a_gpu_and_judged_on_one():
+    ((check,), part) = attention.check_attention(Context(AllOptions(device="cpu")))
+    assert (check.status, part) == ("SKIP", None)
+    assert "no CUDA device" in check.reason
+    shape = {"heads": 32, "kv_heads": 8, "d": 128, "tokens": 8192, "bits": 2.0, "backend": "flash gqa"}
+    found = attention.judge([shape | {"us": us, "full_us": 95.0} for us in (90.0, 100.0, 110.0)])
+    assert [c.status for c in found] == ["PASS", "WARN", "FAIL"]
+
+
 def test_memory_that_is_miscounted_fails(record, monkeypatch):
     made = json.loads(json.dumps(record["parts"]["memory"]))
     made["measured"][0]["measured"] += 1
@@ -449,3 +458,12 @@ def test_samples_are_in_longbench_format(tmp_path):
         assert word in found
     rows = [json.loads(line) for line in (folder / "trec.jsonl").read_text().splitlines()]
     assert all(row["answers"][0] in row["all_classes"] for row in rows)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_attention_is_timed_on_a_gpu():
+    checks, part = attention.check_attention(Context(AllOptions(device="cuda", quick=True)))
+    assert part is not None
+    assert len(checks) == len(part["results"]) == 4
+    assert all(row["us"] > 1 for row in part["results"])

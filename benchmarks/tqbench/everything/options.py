@@ -17,6 +17,7 @@ STEPS: dict[str, str] = {
     "needle": "needles in a haystack from the packed cache",
     "distortion": "real keys and values through the codes, divergence of the logits, the most likely token",
     "throughput": "decoding beside full precision",
+    "attention": "the attention kernel alone",
     "ann": "the index beside product quantization",
 }
 

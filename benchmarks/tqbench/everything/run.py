@@ -25,6 +25,7 @@ _CHECKS: dict[str, tuple[str, str, bool]] = {
     "needle": ("needle:check_needle", "Needle in a haystack", True),
     "distortion": ("divergence:check_distortion", "Distortion of the cache", True),
     "throughput": ("throughput:check_throughput", "Throughput of decoding", True),
+    "attention": ("attention:check_attention", "Attention kernel", False),
     "ann": ("ann:check_ann", "Index", False),
 }
 Say = Callable[[str], None]
