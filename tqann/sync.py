@@ -137,8 +137,8 @@ def _fields(index: IndexBase) -> tuple[Any, ...]:
 
 
 def _unchanged(index: IndexBase, file: Attachment) -> bool:
-    changes = file.changes
-    return _fields(index) == file.written and changes.low == index.ntotal and not len(changes.moved())
+    # A removal that no addition followed shows in ntotal.
+    return _fields(index) == file.written and file.changes.low == index.ntotal
 
 
 def _frame(index: IndexBase, file: Attachment) -> Frame:

@@ -14,6 +14,7 @@ import tqann
 from tqann import ConcurrentWriterError, DiskFullError, ReadOnlyPathError, TurboQuantIndex, read_index
 from tqann.files import Disk, using_disk, writing
 from tqann.io import to_bytes
+from tqann.storage import Changes
 
 KINDS = [{}, {"refine_bits": 6}, {"plan": "calibrated"}, {"metric": "ip", "code": "mse"}]
 
@@ -346,6 +347,33 @@ def test_errors_leave_the_file_as_it_was_and_the_index_usable(compact, code, err
     assert set(hits) == wanted
 
 
+def test_after_a_failed_fsync_a_new_file_is_written(synced, vectors, path):
+    """What such a call has left on the disk, and what a second one would make of it, nobody knows."""
+
+    class Failing(Disk):
+        def fsync(self, descriptor):
+            raise OSError(errno.EIO, "input/output error")
+
+    synced.add(vectors[:1])
+    before = path.stat().st_ino
+    with using_disk(Failing()), pytest.raises(OSError, match="input/output error"):
+        synced.sync(path)
+    assert path.stat().st_ino == before
+    synced.sync(path)
+    assert path.stat().st_ino != before
+    assert_saved(synced, path)
+
+
+def test_a_vector_replaced_under_its_id(synced, vectors, path):
+    """Nothing but the vector itself differs from what was synced."""
+    for _ in range(2):
+        for name in (99, 5):
+            synced.remove_ids([name])
+            synced.add_with_ids(vectors[100 + name % 7 :][:1], [name])
+            synced.sync(path)
+            assert_saved(synced, path)
+
+
 def test_a_real_limit_of_the_system(synced, vectors, path):
     """A short write and then an error, from the system itself, in a process that may not write large files."""
     pytest.importorskip("resource")
@@ -488,3 +516,14 @@ def test_an_index_on_a_device(vectors, path):
     index.sync(path)
     assert 0 < path.stat().st_size - size < 23 * (index.code_size + 16) + 256
     assert to_bytes(read_index(path)) == to_bytes(index)
+
+
+def test_changes_take_no_more_memory_than_the_rows():
+    changes = Changes(1000)
+    for _ in range(5000):
+        changes.removed(np.arange(10), 900)
+        assert sum(len(rows) for rows in (changes._moved, *changes._recent)) <= 1024 + 2 * 900
+    np.testing.assert_array_equal(changes.moved(), np.arange(10))
+    changes.removed(np.zeros(0, np.int64), 4)
+    np.testing.assert_array_equal(changes.moved(), np.arange(4))
+    assert changes.low == 4
