@@ -461,7 +461,6 @@ def test_samples_are_in_longbench_format(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_attention_is_timed_on_a_gpu():
     checks, part = attention.check_attention(Context(AllOptions(device="cuda", quick=True)))
     assert part is not None
