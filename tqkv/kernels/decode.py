@@ -21,10 +21,10 @@ __all__ = ["PackedStates", "decode_attention", "table_words"]
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
 _WARPS = 16
-_CLUSTER = 8  # blocks that merge their sums in shared memory, where this pays
-_IN_FLIGHT = 8  # partial results that are read at a time
+_CLUSTER = 1  # blocks that may merge their sums in shared memory; a power of two up to 8
+_IN_FLIGHT = 11  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of merging in a cluster, of reading partial results.
-_FIXED, _MEETING, _BATCH = 24, 3, 2
+_FIXED, _MEETING, _BATCH = 32, 3, 2
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Compiled as one.
@@ -307,7 +307,7 @@ def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> tuple[in
 
     most = max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs)))
     plans = [(splits, 1) for splits in range(1, most + 1)]
-    if multiprocessors >= 16:
+    if _CLUSTER > 1:
         plans += [(n - extra, _CLUSTER) for n in range(_CLUSTER, most + _CLUSTER, _CLUSTER)]
     return min(plans, key=cost)
 

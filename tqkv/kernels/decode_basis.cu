@@ -14,7 +14,7 @@ constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
 constexpr int KEY_AHEAD = 3, VALUE_AHEAD = 3;  // operands looked up ahead of their products
-constexpr int IN_FLIGHT = 8;          // partial results that a warp loads at a time
+constexpr int IN_FLIGHT = 11;         // partial results that a warp loads at a time
 constexpr float NO_SCORE = -1e30f;
 constexpr float LARGEST = 32768.0f;   // of a weight before the running maximum is raised, within float16
 constexpr float HEADROOM = 7.0f;      // log2 of the largest weight just after that
