@@ -77,7 +77,10 @@ def check_page(
     record: dict[str, Any], title: str, measured: str, picture: bytes, *, before: str = "", after: str = ""
 ) -> str:
     """The report as an HTML page that loads nothing; `before` and `after` are HTML around the checks."""
-    head = "".join(f"<th>{text}</th>" for text in _HEAD)
+    head = "".join(
+        f"<th>{text}</th>" if text in ("ours", "theory") else f'<th style="text-align:left">{text}</th>'
+        for text in _HEAD
+    )
     body = f"<p><b>{escape(_summary(record))}</b></p>{before}"
     for group, checks in _groups(record).items():
         rows = "".join(_html_row(check) for check in checks)
@@ -118,9 +121,9 @@ def _cells(check: Check) -> tuple[str, ...]:
 
 
 def _html_row(check: Check) -> str:
-    *cells, status, note = (escape(text) for text in _cells(check))
-    plain = "".join(f"<td>{text}</td>" for text in cells)
-    coloured = f'<td style="color:{_HTML[check.status]};font-weight:700">{status}</td>'
-    return (
-        f'<tr>{plain}{coloured}<td style="white-space:normal;text-align:left;min-width:14em">{note}</td></tr>'
-    )
+    name, *numbers, paper, review, threshold, status, note = (escape(text) for text in _cells(check))
+    wrapped = 'style="white-space:normal;text-align:left"'  # wide texts must not push the status out of sight
+    cells = [f"<td {wrapped}>{name}</td>", *(f"<td>{text}</td>" for text in numbers)]
+    cells += [f"<td {wrapped}>{text}</td>" for text in (paper, review, threshold)]
+    cells.append(f'<td style="color:{_HTML[check.status]};font-weight:700">{status}</td>')
+    return f"<tr>{''.join(cells)}<td {wrapped}>{note}</td></tr>"

@@ -138,5 +138,5 @@ def _small(png: bytes) -> bytes:
     if image.width > 1600:
         image = image.resize((1600, round(image.height * 1600 / image.width)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.quantize(_PALETTE).save(buffer, format="PNG", optimize=True)
+    image.quantize(_PALETTE, method=Image.Quantize.MAXCOVERAGE).save(buffer, format="PNG", optimize=True)
     return min(buffer.getvalue(), png, key=len)
