@@ -390,7 +390,11 @@ def test_a_real_limit_of_the_system(synced, vectors, path):
         "index.sync(sys.argv[1], compact=False)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, str(path)],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == [str(errno.EFBIG), "100"]
     assert read_index(path).ntotal == 4100
@@ -497,7 +501,11 @@ def test_a_folder_that_is_read_only(synced):
         os.chmod(folder, 0o555)
         try:
             done = subprocess.run(
-                [sys.executable, "-c", program, path], capture_output=True, text=True, check=True
+                [sys.executable, "-c", program, path],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                check=True,
             )
         finally:
             os.chmod(folder, 0o755)
