@@ -28,8 +28,9 @@ def test_import_needs_numpy_alone(tmp_path):
 def test_packages_are_typed():
     import tqann
     import tqcore
+    import tqkv
 
-    for package in (tqann, tqcore):
+    for package in (tqann, tqcore, tqkv):
         assert (Path(package.__file__).parent / "py.typed").is_file()
 
 
