@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -19,6 +20,7 @@ from tqbench.everything.report import claims_markdown, reviewed_markdown, write_
 from tqbench.everything.samples import SAMPLE_TASKS, write_samples
 from tqbench.everything.verdicts import claim_rows, reviewed_rows
 from tqbench.kv.needle import cells
+from tqbench.tables import main as tables_main
 from tqbench.tables import render
 from tqcli.main import cli
 
@@ -466,3 +468,13 @@ def test_attention_is_timed_on_a_gpu():
     assert part is not None
     assert len(checks) == len(part["results"]) == 4
     assert all(row["us"] > 1 for row in part["results"])
+
+
+def test_the_claims_page_is_made_of_its_record():
+    root = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    assert tables_main([str(root / "claims.md"), "--results", str(root), "--check"]) == 0
+    kept = json.loads((root / "all-cpu.json").read_text())
+    assert kept["counts"]["FAIL"] == 0
+    assert kept["settings"]["quick"] is False
+    assert sum(step["seconds"] for step in kept["steps"]) < 20 * 60
+    assert verdicts(kept)["prod has 4.96 times less bias than mse"] == "refined"
