@@ -299,7 +299,6 @@ def _apply(
     increasing = (positions[1:] > positions[:-1]).all()  # differences could overflow
     if len(positions) and (positions[0] < 0 or positions[-1] >= frame.low or not increasing):
         raise IndexFileError(f"positions of a frame must increase from 0 to low - 1 = {frame.low - 1}")
-    before = storages[0].n
     for number, storage in enumerate(storages):
         code_size, n_scalars = widths[number]
         scalars = np.frombuffer(read_at(file, offsets[2 + number], sizes[2 + number]), dtype="<f4")
@@ -313,7 +312,7 @@ def _apply(
             raise IndexFileError("a frame of the journal has no ids, but the state before it has")
         return None
     stored = np.frombuffer(read_at(file, offsets[1], sizes[1]), dtype="<i8")
-    kept = np.arange(before, dtype=np.int64) if ids is None else ids
+    kept = np.arange(frame.low, dtype=np.int64) if ids is None else ids
     if frame.ntotal > len(kept) or not kept.flags.writeable:
         ids = np.empty(grown(len(kept), frame.ntotal), dtype=np.int64)
         ids[: frame.low] = kept[: frame.low]

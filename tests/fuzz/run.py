@@ -48,7 +48,7 @@ def main() -> None:
 
     limits = ["-max_len=16384", "-timeout=30", "-rss_limit_mb=3072", "-malloc_limit_mb=512"]
     limits.append(f"-max_total_time={int(options.minutes * 60)}")
-    arguments = [sys.argv[0], *limits, *options.libfuzzer, options.corpus]
+    arguments = [sys.argv[0], *limits, options.corpus, *options.libfuzzer]
     atheris.Setup(arguments, target)
     atheris.Fuzz()
 

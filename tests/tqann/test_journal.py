@@ -157,6 +157,8 @@ def test_signed_frames_with_false_fields(history):
     for fields in false:
         with pytest.raises(IndexFileError):
             from_bytes(forged(history, 2, **fields))
+    with pytest.raises(IndexFileError, match="low of the frame 1"):
+        from_bytes(forged(history, 1, ntotal=14, next_id=14, low=11))
     with pytest.raises(IndexFileError, match="no ids"):
         from_bytes(forged(history, 3, bytes(64), stored=0, moved=0))
 
@@ -175,11 +177,13 @@ def test_signed_frames_with_false_fields(history):
         (60, b"x", "not zero"),
     ],
 )
-def test_signed_frames_with_false_bodies(history, offset, value, match):
+def test_signed_frames_with_false_bodies(history, tmp_path, offset, value, match):
     body = bytearray(history[2][0][history[1][2] + FRAME_HEADER :])
     body[offset : offset + len(value)] = value
-    with pytest.raises(IndexFileError, match=match):
-        from_bytes(forged(history, 2, bytes(body)))
+    (tmp_path / "forged").write_bytes(forged(history, 2, bytes(body)))
+    for mmap in (False, True):
+        with pytest.raises(IndexFileError, match=match):
+            read_index(tmp_path / "forged", mmap=mmap)
 
 
 def test_sizes_are_checked_before_anything_is_allocated(history, monkeypatch):
