@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AttentionInterface,
@@ -18,7 +17,8 @@ from transformers import (
 )
 from transformers.cache_utils import Cache, DynamicLayer, StaticLayer
 
-from gpu_attention import split_attention
+from tqbench.kv.decode_timing import split_attention
+from tqbench.kv.random_weights import MODELS, random_model
 from tqkv import TurboQuantCache
 
 __all__ = ["MODELS", "PLAIN", "Bench", "PlainLayer", "random_model"]
@@ -26,45 +26,6 @@ __all__ = ["MODELS", "PLAIN", "Bench", "PlainLayer", "random_model"]
 _PROMPT = 256  # tokens that set a cache up
 PLAIN = ("flash", "cudnn", "split")  # attention over the states of a `PlainLayer`
 _BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-_QWEN3_8B = {
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
-_QWEN36_27B = {
-    "vocab_size": 248320,
-    "hidden_size": 5120,
-    "intermediate_size": 17408,
-    "num_hidden_layers": 64,
-    "num_attention_heads": 24,
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 48,
-}
-_TINY = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-}
-_TINY_LINEAR = {"linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2}
-MODELS = {
-    "qwen3-8b": ("Qwen3ForCausalLM", "Qwen3Config", _QWEN3_8B, _TINY),
-    "qwen3.6-27b": (
-        "Qwen3_5ForCausalLM",
-        "Qwen3_5TextConfig",
-        _QWEN36_27B,
-        _TINY | _TINY_LINEAR | {"linear_num_value_heads": 4},
-    ),
-}
 
 
 class PlainLayer(DynamicLayer):
@@ -231,23 +192,3 @@ def _states(layer: DynamicLayer) -> tuple[torch.Tensor, torch.Tensor]:
     if keys is None or values is None:
         raise RuntimeError("a layer holds no states yet")
     return keys, values
-
-
-def random_model(name: str, tiny: bool, device: torch.device) -> PreTrainedModel:
-    """A model of random weights: bfloat16, made on the device; float32 if `tiny`."""
-    model_class, config_class, full_size, tiny_size = MODELS[name]
-    config = getattr(transformers, config_class)(
-        **(tiny_size if tiny else full_size), max_position_embeddings=1 << 23, pad_token_id=None
-    )
-    with torch.device("meta"):
-        model = getattr(transformers, model_class)(config)
-    model = model.to(torch.float32 if tiny else torch.bfloat16).to_empty(device=device).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0, 0.02)
-        # Buffers that no checkpoint holds are computed when a module is made, so they are made again.
-        model.model.rotary_emb = type(model.model.rotary_emb)(config=config).to(device)
-        for key, parameter in model.named_parameters():
-            if key.endswith("norm.weight") and name == "qwen3-8b":
-                parameter.fill_(1.0)
-    return model
