@@ -66,7 +66,7 @@ def test_thread_counts_give_the_same_bits(index, threads):
 
 
 def test_searches_run_at_the_same_time(index):
-    """Two that wait for each other inside their filters both finish: reads share the guard and give up the GIL."""
+    """Two that wait for each other inside their filters both finish: neither keeps the other out."""
     both = threading.Barrier(2, timeout=30)
 
     class Waits:
