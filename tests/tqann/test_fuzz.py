@@ -37,10 +37,10 @@ def test_mutants_pass_the_checksums(name, tmp_path):
     rng, data = random.Random(3), seeds()[name]
     assert to_bytes(from_bytes(signed(data, rng))) == to_bytes(from_bytes(data))
     refusals = Counter()
-    for _ in range(400):
+    for _ in range(150):
         mutant = bytearray(data)
         mutant[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         for odd in (bytes(mutant), odd_header(data, rng), odd_frame(data, rng)):
             refusals[one_input(signed(odd, rng), tmp_path / "mapped")] += 1
-    assert refusals["read"] > 200
-    assert refusals["refused"] > 200
+    assert refusals["read"] > 70
+    assert refusals["refused"] > 70
