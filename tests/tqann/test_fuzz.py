@@ -22,7 +22,7 @@ def test_the_corpus(tmp_path):
 
 
 def test_the_seeds_are_in_the_corpus():
-    """Journals have a random salt, so only the first frames' worth of them can be compared."""
+    """Journals have a random salt, so what they hold is compared."""
     committed = {entry.stem: entry.read_bytes() for entry in CORPUS}
     for name, data in seeds().items():
         if name.endswith("journal"):
