@@ -67,6 +67,9 @@ class Guard:
         try:
             while self._writer is not None or (self._waiting and self._changes == came):
                 self._free.wait()
+        except BaseException:  # an interrupt: who waits for this one must look again
+            self._free.notify_all()
+            raise
         finally:
             self._asking -= 1
             if self._changes != came:
@@ -86,6 +89,9 @@ class Guard:
                 try:
                     while self._writer is not None or self._readers or self._owed:
                         self._free.wait()
+                except BaseException:
+                    self._free.notify_all()
+                    raise
                 finally:
                     self._waiting -= 1
                 self._check_whole()
@@ -162,7 +168,7 @@ def guarded(*, reads: str, changes: str) -> Callable[[C], C]:
     """
 
     def decorate(cls: C) -> C:
-        for names, wrap in ((reads, reading), (changes, _changing)):
+        for names, wrap in ((reads, reading), (changes, functools.partial(_changing, cls))):
             for name in names.split():
                 member = getattr(cls, name)
                 if isinstance(member, property) and member.fget:
@@ -189,10 +195,10 @@ def reading(method: F) -> F:
     return cast(F, read)
 
 
-def _changing(method: Callable[..., Any]) -> Callable[..., Any]:
+def _changing(cls: type, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def change(self: Any, *args: Any, **kwargs: Any) -> Any:
-        others = [value for value in (*args, *kwargs.values()) if isinstance(value, type(self))]
+        others = [value for value in (*args, *kwargs.values()) if isinstance(value, cls)]
         # One order for all threads, so that two that merge crosswise do not wait for each other.
         guards = sorted({guard_of(index) for index in (self, *others)}, key=id)
         with ExitStack() as held:

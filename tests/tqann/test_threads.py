@@ -251,6 +251,52 @@ def test_neither_kind_keeps_the_other_out(busy):
     assert (guard._asking, guard._owed, guard._waiting, guard._readers, guard._writer) == (0, 0, 0, {}, None)
 
 
+@pytest.mark.parametrize("interrupted", ["reading", "changing"])
+def test_an_interrupted_wait_lets_the_others_on(interrupted):
+    """Who waits behind a thread that an interrupt takes out of its own wait is let in."""
+    guard, out = Guard(), threading.Event()
+    wait, names = guard._free.wait, {}
+
+    def interruptible():
+        wait()
+        if out.is_set() and names.get(threading.get_ident()) == interrupted:
+            raise KeyboardInterrupt
+
+    guard._free.wait = interruptible
+
+    def take(kind):
+        names[threading.get_ident()] = kind
+        getattr(guard, f"start_{kind}")()
+        getattr(guard, f"stop_{kind}")()
+        return kind
+
+    first, second = (guard.start_changing, "reading"), (guard.start_reading, "changing")
+    (hold, held), other = (first, second) if interrupted == "reading" else (second, first)
+    assert held == interrupted
+    hold()
+    with ThreadPoolExecutor(2) as pool:
+        leaves = pool.submit(take, interrupted)
+        while not (guard._waiting or guard._asking):
+            time.sleep(0.001)
+        stays = pool.submit(take, other[1])
+        while not (guard._waiting and guard._asking):
+            time.sleep(0.001)
+        out.set()
+        if (
+            interrupted == "changing"
+        ):  # a reader holds: the one that waits behind the writer needs nothing more
+            with guard._lock:
+                guard._free.notify(1)
+            assert stays.result(timeout=10) == "reading"
+            guard.stop_reading()
+        else:  # a writer holds; when it leaves, the next one waits for the reader that it owes
+            guard.stop_changing()
+            assert stays.result(timeout=10) == "changing"
+        with pytest.raises(KeyboardInterrupt):
+            leaves.result(timeout=10)
+    assert (guard._asking, guard._owed, guard._waiting, guard._readers, guard._writer) == (0, 0, 0, {}, None)
+
+
 def test_an_error_gives_the_guard_back(index):
     with pytest.raises(ValueError, match="x"):
         index.add(VECTORS[:, :5])
