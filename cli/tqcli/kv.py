@@ -26,7 +26,7 @@ __all__ = ["kv"]
     "--model-id",
     default="probe",
     show_default=True,
-    help="The probe of the repository, or a name or folder as transformers takes it.",
+    help="The probe of the repository, a name or folder as transformers takes it, or random:qwen3-8b.",
 )
 @click.option("--local-files-only", is_flag=True, help="Use no network.")
 @click.option(
@@ -43,8 +43,18 @@ __all__ = ["kv"]
     show_default=True,
     help="auto: turboquant, which reads codes; with any other the cache decodes its states.",
 )
-@click.option("--bits", type=NumberList(), default="2,3.5", show_default=True, help="Bits per dimension.")
-@click.option("--code", type=NameList(), default="chain", show_default=True, help="Of chain, mse, prod.")
+@click.option(
+    "--bits",
+    type=NumberList(),
+    default=(),
+    help="Bits per dimension. Default: 2,3.5; [distortion] 2,2.5,3,3.5,4.",
+)
+@click.option(
+    "--code",
+    type=NameList(),
+    default=(),
+    help="Of chain, mse, prod. Default: chain; [distortion] all.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--quick", is_flag=True, help="A small grid.")
 @click.option("--lengths", type=IntegerList(), default=(), help="Tokens of context.")
@@ -55,8 +65,28 @@ __all__ = ["kv"]
     default=(),
     help="[needle] Of single, multi-key, uuid, multi-value, tracking. Default: all.",
 )
-@click.option("--samples", type=int, help="[needle] Samples in every cell.")
-@click.option("--text-dir", help="[needle] Haystack: a folder of .txt files instead of noise.")
+@click.option(
+    "--samples",
+    type=int,
+    help="[needle] Samples in every cell. [distortion] Windows of text. [throughput] Tokens decoded.",
+)
+@click.option("--batches", type=IntegerList(), default=(), help="[throughput, attention] Rows of a batch.")
+@click.option("--heads", type=NameList(), default=(), help="[attention] QUERY/KEY-VALUE/DIMENSION: 32/8/128.")
+@click.option(
+    "--caches", type=NameList(), default=(), help="[throughput] Of those of the report. Default: all."
+)
+@click.option("--repeats", type=int, help="[throughput, attention] Timed repeats.")
+@click.option(
+    "--text-dir",
+    help="A folder of .txt files: [needle] haystack instead of noise, [distortion] instead of the probe's own.",
+)
+@click.option("--data-dir", help="[longbench] Folder of <task>.jsonl files; without it they are downloaded.")
+@click.option(
+    "--longbench-e", is_flag=True, help="[longbench] LongBench-E: <task>_e.jsonl, scores by length."
+)
+@click.option(
+    "--no-chat", is_flag=True, help="[longbench] No chat template, for models without such training."
+)
 @click.option("--sink-tokens", default=4, show_default=True, help="First tokens in full precision.")
 @click.option("--recent-tokens", default=128, show_default=True, help="Last tokens in full precision.")
 @click.option("--fresh", is_flag=True, help="Begin anew instead of going on after an interruption.")

@@ -12,6 +12,8 @@ from .options import KVOptions
 
 __all__ = ["LoadedModel", "load_config", "load_model"]
 
+_RANDOM, _TINY = "random:", "tiny-"
+_WITHOUT_WEIGHTS = ("throughput", "attention", "memory")  # suites that no answer of the model matters to
 _EXTRA = "pip install 'tqann[bench,kv]'"
 
 
@@ -66,6 +68,8 @@ def load_model(options: KVOptions) -> LoadedModel:
         probe, tokenizer = load_probe(dtype, device, attention)
         what = "the probe, a small model trained for these benchmarks"
         return LoadedModel(probe, tokenizer, "probe", f"{what} ({_size(probe)}, {named})")
+    if options.model_id.startswith(_RANDOM):
+        return _random(options, torch.device(device), dtype, attention)
     arguments = {"local_files_only": options.local_files_only}
     try:
         tokenizer = AutoTokenizer.from_pretrained(options.model_id, **arguments)
@@ -92,10 +96,40 @@ def load_config(options: KVOptions) -> Any:
         from .probe import probe_folder
 
         return AutoConfig.from_pretrained(str(probe_folder()))
+    if options.model_id.startswith(_RANDOM):
+        from .random_weights import random_config
+
+        return random_config(*_random_name(options.model_id))
     try:
         return AutoConfig.from_pretrained(options.model_id, local_files_only=options.local_files_only)
     except (OSError, ValueError) as error:
         raise _missing(options.model_id, error) from error
+
+
+def _random_name(model_id: str) -> tuple[str, bool]:
+    """Name of `MODELS` and whether a tiny model of its kind is meant."""
+    from .random_weights import MODELS
+
+    name = model_id.removeprefix(_RANDOM)
+    tiny = name.startswith(_TINY)
+    name = name.removeprefix(_TINY)
+    if name not in MODELS:
+        known = ", ".join(f"{_RANDOM}{one}" for one in MODELS)
+        raise BenchError(f"model_id must be one of {known} (or {_RANDOM}{_TINY}...), got {model_id!r}")
+    return name, tiny
+
+
+def _random(options: KVOptions, device: Any, dtype: Any, attention: str) -> LoadedModel:
+    if options.suite not in _WITHOUT_WEIGHTS:
+        raise BenchError(f"suite {options.suite} needs trained weights, got model_id {options.model_id!r}")
+    from .random_weights import random_model
+
+    model: Any = random_model(*_random_name(options.model_id), device)
+    model = model.to(dtype)
+    model.set_attn_implementation(attention)
+    name = options.model_id.replace(":", "-")
+    named = str(dtype).removeprefix("torch.")
+    return LoadedModel(model, None, name, f"{name} ({_size(model)}, {named})")
 
 
 def _missing(model_id: str, error: Exception) -> BenchError:

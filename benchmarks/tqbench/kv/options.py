@@ -21,15 +21,16 @@ class KVOptions:
     suite : str
         A name of `tqbench.kv.registry.SUITES`.
     model_id : str
-        "probe" for the model of the repository, or a name or folder as transformers takes it.
+        "probe" for the model of the repository, or a name or folder as transformers takes it. [throughput, attention]
+        "random:NAME" for random weights of that size, "random:tiny-NAME" for few of them.
     local_files_only : bool
         Use no network.
     dtype, device, attn_implementation : str
         Of the model; "auto" chooses by what there is.
     bits : tuple of float
-        Bits per dimension of the packed caches.
+        Bits per dimension of the packed caches; empty takes the suite's own.
     code : tuple of str
-        Codes: "chain", "mse", "prod".
+        Codes: "chain", "mse", "prod"; empty takes the suite's own.
     seed : int
         Where chance begins.
     quick : bool
@@ -41,7 +42,21 @@ class KVOptions:
     fresh : bool
         Begin anew instead of going on after an interruption.
     lengths, depths, tasks, samples
-        [needle] Axes of the grid; empty or None takes the defaults. [memory] `lengths` are tokens held.
+        [needle] Axes of the grid; empty or None takes the defaults. [memory] `lengths` are tokens held. [distortion]
+        `lengths` is the size of a window of text, `samples` how many. [throughput] `samples` are tokens decoded.
+    batches : tuple of int
+        [throughput, attention] Rows of a batch.
+    heads : tuple of str
+        [attention] QUERY/KEY-VALUE/DIMENSION, such as "32/8/128"; empty takes the model's.
+    caches : tuple of str
+        [throughput] Names of caches; empty takes all.
+    repeats : int, optional
+        [throughput, attention] Timed repeats.
+    data_dir : str, optional
+        [longbench] Folder of <task>.jsonl files; None downloads them. There `tasks` are names of files, `lengths` is
+        one number, of tokens that prompts are cut to, and `samples` are examples of a task.
+    longbench_e, no_chat : bool
+        [longbench] LongBench-E instead of LongBench; no chat template.
     sink_tokens, recent_tokens : int
         Tokens kept in full precision, as in `TurboQuantCache`.
     """
@@ -52,8 +67,8 @@ class KVOptions:
     dtype: str = "auto"
     device: str = "auto"
     attn_implementation: str = "auto"
-    bits: tuple[float, ...] = (2.0, 3.5)
-    code: tuple[str, ...] = ("chain",)
+    bits: tuple[float, ...] = ()
+    code: tuple[str, ...] = ()
     seed: int = 0
     quick: bool = False
     text_dir: str | None = None
@@ -64,12 +79,22 @@ class KVOptions:
     depths: tuple[float, ...] = ()
     tasks: tuple[str, ...] = ()
     samples: int | None = None
+    batches: tuple[int, ...] = ()
+    heads: tuple[str, ...] = ()
+    caches: tuple[str, ...] = ()
+    repeats: int | None = None
+    data_dir: str | None = None
+    longbench_e: bool = False
+    no_chat: bool = False
     sink_tokens: int = 4
     recent_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if not self.bits or not self.code:
-            raise BenchError("bits and code must each have a value")
+        whole = self.suite == "distortion"
+        if not self.bits:
+            object.__setattr__(self, "bits", (2.0, 2.5, 3.0, 3.5, 4.0) if whole else (2.0, 3.5))
+        if not self.code:
+            object.__setattr__(self, "code", _CODES if whole else ("chain",))
         for code in self.code:
             if code not in _CODES:
                 raise BenchError(f"code must be one of {', '.join(_CODES)}, got {code!r}")
@@ -79,8 +104,12 @@ class KVOptions:
             raise BenchError(f"lengths must be at least 1, got {self.lengths}")
         if any(not 0 <= depth <= 1 for depth in self.depths):
             raise BenchError(f"depths must be from 0 to 1, got {self.depths}")
-        if self.samples is not None and self.samples < 1:
-            raise BenchError(f"samples must be at least 1, got {self.samples}")
+        if any(batch < 1 for batch in self.batches):
+            raise BenchError(f"batches must be at least 1, got {self.batches}")
+        for name in ("samples", "repeats"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BenchError(f"{name} must be at least 1, got {value}")
 
     def packed(self) -> list[dict[str, float | str]]:
         """Every rate with every code that has it (`prod` has whole bits alone), as arguments of a cache."""

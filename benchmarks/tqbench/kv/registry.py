@@ -16,6 +16,19 @@ SUITES: dict[str, tuple[str, str]] = {
         "bytes of a cache for any configuration, and of a real cache beside them",
     ),
     "needle": ("tqbench.kv.needle", "values hidden in a long text, asked for from the packed cache"),
+    "longbench": (
+        "tqbench.kv.longbench.suite",
+        "LongBench and LongBench-E with their own prompts and metrics",
+    ),
+    "distortion": (
+        "tqbench.kv.distortion_suite",
+        "errors of a model's own keys, values and attention, and divergence of its predictions",
+    ),
+    "throughput": (
+        "tqbench.kv.throughput",
+        "time to the first token and tokens a second, beside other caches",
+    ),
+    "attention": ("tqbench.kv.attention", "one step's attention alone, beside torch's"),
 }
 
 
