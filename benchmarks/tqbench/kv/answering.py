@@ -47,8 +47,12 @@ def repacked(
 
 
 @torch.inference_mode()
-def answer(model: Any, question: Sequence[int], cache: Any, tokens: int, ends: frozenset[int]) -> list[int]:
+def answer(
+    model: Any, question: Sequence[int], cache: Any, tokens: int, ends: frozenset[int], least: int = 0
+) -> list[int]:
     """Up to `tokens` tokens after the question, greedily; the question is a forward pass of its own.
+
+    The answer stops before a token of `ends`, none of which can be among its first `least` tokens.
 
     Raises
     ------
@@ -59,7 +63,10 @@ def answer(model: Any, question: Sequence[int], cache: Any, tokens: int, ends: f
     ids = torch.tensor([question], device=model.device)
     said: list[int] = []
     for _ in range(tokens):
-        token = int(model(ids, past_key_values=cache, use_cache=True).logits[0, -1].argmax())
+        logits = model(ids, past_key_values=cache, use_cache=True).logits[0, -1]
+        if ends and len(said) < least:
+            logits[list(ends)] = -torch.inf
+        token = int(logits.argmax())
         if token in ends:
             break
         said.append(token)

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ...errors import BenchError
-from .tasks import Task
+from .tasks import CHINESE_PUNCTUATION, Task
 
 __all__ = ["METRICS", "PARAGRAPH", "check_packages", "score"]
 
@@ -22,8 +22,7 @@ PARAGRAPH = {"retrieval": re.compile(r"Paragraph (\d+)"), "retrieval_zh": re.com
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NUMBER = re.compile(r"\d+")
 _DROP = str.maketrans("", "", string.punctuation)
-_CHINESE = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
-_DROP_ZH = str.maketrans("", "", string.punctuation + _CHINESE)
+_DROP_ZH = str.maketrans("", "", string.punctuation + CHINESE_PUNCTUATION)
 
 
 def score(task: Task, prediction: str, answers: Sequence[str], classes: Sequence[str] = ()) -> float:
@@ -42,8 +41,10 @@ def score(task: Task, prediction: str, answers: Sequence[str], classes: Sequence
     """
     if task.first_line:
         prediction = prediction.lstrip("\n").split("\n")[0]
+    if task.metric == "classification":
+        return max((_classification(prediction, answer, classes) for answer in answers), default=0.0)
     metric = METRICS[task.metric]
-    return max((metric(prediction, answer, classes) for answer in answers), default=0.0)
+    return max((metric(prediction, answer) for answer in answers), default=0.0)
 
 
 def check_packages(tasks: Iterable[Task]) -> None:
@@ -56,7 +57,7 @@ def check_packages(tasks: Iterable[Task]) -> None:
                 )
 
 
-def _qa_f1(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _qa_f1(prediction: str, answer: str) -> float:
     """F1 of words, without case, punctuation and articles."""
 
     def words(text: str) -> list[str]:
@@ -65,7 +66,7 @@ def _qa_f1(prediction: str, answer: str, classes: Sequence[str]) -> float:
     return _f1(words(prediction), words(answer))
 
 
-def _qa_f1_zh(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _qa_f1_zh(prediction: str, answer: str) -> float:
     """F1 of jieba's words, without case, punctuation and blanks."""
 
     def words(text: str) -> list[str]:
@@ -83,7 +84,7 @@ def _f1(said: Sequence[str], true: Sequence[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _rouge_l(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _rouge_l(prediction: str, answer: str) -> float:
     """ROUGE-L (F) of the package `rouge`; 0 where it has none, as for an empty text."""
     try:
         return _rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
@@ -94,10 +95,10 @@ def _rouge_l(prediction: str, answer: str, classes: Sequence[str]) -> float:
         return 0.0
 
 
-def _rouge_l_zh(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _rouge_l_zh(prediction: str, answer: str) -> float:
     """ROUGE-L (F) of jieba's words."""
     cut = _jieba().cut
-    return _rouge_l(" ".join(cut(prediction)), " ".join(cut(answer)), classes)
+    return _rouge_l(" ".join(cut(prediction)), " ".join(cut(answer)))
 
 
 def _classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
@@ -115,21 +116,21 @@ def _share(numbers: Sequence[str], right: str) -> float:
     return numbers.count(right) / len(numbers) if numbers else 0.0
 
 
-def _count(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _count(prediction: str, answer: str) -> float:
     """Share of the numbers said that are right."""
     return _share(_NUMBER.findall(prediction), str(answer))
 
 
-def _retrieval(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _retrieval(prediction: str, answer: str) -> float:
     """Share of the numbers said that are the paragraph's."""
     return _share(_NUMBER.findall(prediction), PARAGRAPH["retrieval"].findall(answer)[0])
 
 
-def _retrieval_zh(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _retrieval_zh(prediction: str, answer: str) -> float:
     return _share(_NUMBER.findall(prediction), PARAGRAPH["retrieval_zh"].findall(answer)[0])
 
 
-def _code_similarity(prediction: str, answer: str, classes: Sequence[str]) -> float:
+def _code_similarity(prediction: str, answer: str) -> float:
     """Similarity of the first line that is neither comment nor markup, in hundredths.
 
     This is `fuzz.ratio` of fuzzywuzzy without python-Levenshtein, which upstream installs: difflib's ratio, rounded.
@@ -143,18 +144,17 @@ def _code_similarity(prediction: str, answer: str, classes: Sequence[str]) -> fl
     return round(100 * difflib.SequenceMatcher(None, line, answer).ratio()) / 100
 
 
-METRICS: dict[str, Callable[[str, str, Sequence[str]], float]] = {
+METRICS: dict[str, Callable[[str, str], float]] = {
     "qa_f1": _qa_f1,
     "qa_f1_zh": _qa_f1_zh,
     "rouge_l": _rouge_l,
     "rouge_l_zh": _rouge_l_zh,
-    "classification": _classification,
     "count": _count,
     "retrieval": _retrieval,
     "retrieval_zh": _retrieval_zh,
     "code_similarity": _code_similarity,
 }
-"""Score of a prediction against one true answer, by name."""
+"""Score of a prediction against one true answer, by name; classification needs the classes as well."""
 
 
 @lru_cache(maxsize=1)

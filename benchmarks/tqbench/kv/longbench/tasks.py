@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from importlib.resources import files
 
-__all__ = ["E_TASKS", "TASKS", "Task"]
+__all__ = ["CHINESE_PUNCTUATION", "E_TASKS", "TASKS", "Task"]
 
 _FEW_SHOT = ("trec", "triviaqa", "samsum", "lsht")
 _NO_CHAT = (*_FEW_SHOT, "lcc", "repobench-p")
@@ -21,7 +21,7 @@ class Task:
     name : str
         As LongBench names it.
     metric : str
-        A name of `metrics.METRICS`.
+        A name of `metrics.METRICS`, or "classification".
     answer_tokens : int
         Most tokens of an answer.
     prompt : str
@@ -55,12 +55,10 @@ class Task:
         return rouge + (("jieba",) if self.metric in ("qa_f1_zh", "rouge_l_zh") else ())
 
 
-def _read() -> dict[str, Task]:
-    text = files(__package__).joinpath("tasks.json").read_text(encoding="utf-8")
-    return {name: Task(name, **values) for name, values in json.loads(text)["tasks"].items()}
-
-
-TASKS = _read()
+_DATA = json.loads(files(__package__).joinpath("tasks.json").read_text(encoding="utf-8"))
+CHINESE_PUNCTUATION: str = _DATA["chinese_punctuation"]
+"""What the metrics of Chinese tasks leave out besides ASCII punctuation."""
+TASKS = {name: Task(name, **values) for name, values in _DATA["tasks"].items()}
 """All tasks by name."""
 E_TASKS = (
     "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "gov_report", "multi_news", "trec", "triviaqa", "samsum",
