@@ -101,7 +101,7 @@ def _windows(options: KVOptions, loaded: LoadedModel, tokens: int, count: int) -
     if tokens % 16 or tokens < 32:
         raise BenchError(f"lengths must be a multiple of 16 from 32 on for distortion, got {tokens}")
     text = read_texts(options.text_dir) or probe_text()
-    ids = loaded.tokenizer(text)["input_ids"]
+    ids = loaded.tokenizer(text, verbose=False)["input_ids"]
     if len(ids) < count * tokens:
         raise BenchError(f"the text must have {count * tokens} tokens for {count} windows, got {len(ids)}")
     places = torch.randperm(len(ids) // tokens, generator=torch.Generator().manual_seed(options.seed))[:count]
