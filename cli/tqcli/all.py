@@ -39,6 +39,12 @@ _DEFAULT = AllOptions()
 @click.option("--text-dir", help="Haystack: a folder of .txt files instead of noise.")
 @click.option("--longbench-dir", help="Folder of LongBench's .jsonl files instead of the built-in samples.")
 @click.option(
+    "--longbench-examples",
+    default=_DEFAULT.longbench_examples,
+    show_default=True,
+    help="Examples of every file of --longbench-dir.",
+)
+@click.option(
     "--needle-bits",
     default=_DEFAULT.needle_bits,
     show_default=True,

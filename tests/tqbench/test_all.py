@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from tqbench.checks import Check, at_least, at_most, counts, skipped
 from tqbench.errors import BenchError
-from tqbench.everything import ann, attention, divergence, memory, needle, run, throughput
+from tqbench.everything import ann, attention, divergence, longbench, memory, needle, run, throughput
 from tqbench.everything.context import Context
 from tqbench.everything.options import STEPS, AllOptions
 from tqbench.everything.report import claims_markdown, reviewed_markdown, write_all_report
@@ -398,6 +398,27 @@ def test_attention_is_skipped_without_a_gpu_and_judged_on_one():
     shape = {"heads": 32, "kv_heads": 8, "d": 128, "tokens": 8192, "bits": 2.0, "backend": "flash gqa"}
     found = attention.judge([shape | {"us": us, "full_us": 95.0} for us in (90.0, 100.0, 110.0)])
     assert [c.status for c in found] == ["PASS", "WARN", "FAIL"]
+
+
+@pytest.mark.parametrize(
+    ("score", "low", "status"),
+    [
+        (30.0, -0.1, "PASS"),
+        (29.1, -0.9, "PASS"),
+        (25.0, -9.0, "PASS"),
+        (28.5, -1.6, "WARN"),
+        (20.0, -10.5, "FAIL"),
+    ],
+)
+def test_longbench_is_judged_by_the_paired_interval(score, low, status):
+    shared = {"bucket": None, "n": 8, "task": "average"}
+    rows = [shared | {"cache": "full", "score": 30.0, "difference": 0.0, "difference_low": 0.0}]
+    rows.append(
+        shared | {"cache": "chain-3.5", "score": score, "difference": score - 30, "difference_low": low}
+    )
+    (check,) = longbench.judge(rows, 3.5, "examples")
+    assert (check.status, check.value, check.theory) == (status, score, 30)
+    assert (check.paper[:5], bool(check.review)) == ("50.06", True)
 
 
 def test_memory_that_is_miscounted_fails(record, monkeypatch):

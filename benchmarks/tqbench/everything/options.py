@@ -15,6 +15,7 @@ STEPS: dict[str, str] = {
     "model": "the model loads, predicts, and answers through a packed cache",
     "memory": "bytes of the cache, and the review's table",
     "needle": "needles in a haystack from the packed cache",
+    "longbench": "LongBench's tasks from the packed cache",
     "distortion": "real keys and values through the codes, divergence of the logits, the most likely token",
     "throughput": "decoding beside full precision",
     "attention": "the attention kernel alone",
@@ -36,6 +37,8 @@ class AllOptions:
         As in `tqbench.kv.options.KVOptions`; `longbench_dir` is the folder of LongBench's files.
     seed : int
         Seed of everything.
+    longbench_examples : int
+        Examples of every file of `longbench_dir`.
     needle_bits, longbench_bits : float
         Bits at which needles and LongBench must equal full precision.
     pq_speedup : float
@@ -61,6 +64,7 @@ class AllOptions:
     attn_implementation: str = "auto"
     text_dir: str | None = None
     longbench_dir: str | None = None
+    longbench_examples: int = 6
     seed: int = 0
     needle_bits: float = 3.5
     longbench_bits: float = 3.5
@@ -77,7 +81,14 @@ class AllOptions:
         unknown = [name for name in self.only if name not in STEPS]
         if unknown:
             raise BenchError(f"only must be of {', '.join(STEPS)}, got {', '.join(unknown)}")
-        for name, low in (("repeats", 1), ("warmup", 0), ("seed", 0), ("pq_speedup", 0), ("scalar_bits", 1)):
+        for name, low in (
+            ("longbench_examples", 1),
+            ("repeats", 1),
+            ("warmup", 0),
+            ("seed", 0),
+            ("pq_speedup", 0),
+            ("scalar_bits", 1),
+        ):
             if getattr(self, name) < low:
                 raise BenchError(f"{name} must be at least {low}, got {getattr(self, name)}")
         if not 0 <= self.recall <= 1:

@@ -23,6 +23,7 @@ _CHECKS: dict[str, tuple[str, str, bool]] = {
     "model": ("model:check_model", "Model loading", True),
     "memory": ("memory:check_memory", "Memory of the KV cache", True),
     "needle": ("needle:check_needle", "Needle in a haystack", True),
+    "longbench": ("longbench:check_longbench", "LongBench", True),
     "distortion": ("divergence:check_distortion", "Distortion of the cache", True),
     "throughput": ("throughput:check_throughput", "Throughput of decoding", True),
     "attention": ("attention:check_attention", "Attention kernel", False),

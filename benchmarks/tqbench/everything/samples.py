@@ -122,6 +122,11 @@ _CODE = '''class Ledger:
             lines.append(f"{account}: {self.balance(account)} {self.currency}")
 '''
 _NEXT_LINE = '        return "\\n".join(lines)'
+_MORE_CODE = '''
+    def total(self):
+        """Sum of all entries."""
+'''
+_LAST_LINE = "        return sum(amount for _, _, amount in self.entries)"
 
 
 def _numbered(titles: list[str], word: str) -> str:
@@ -170,7 +175,10 @@ def _examples() -> dict[str, list[dict[str, Any]]]:
                 "answers": [f"Paragraph {titles.index('Moss') + 1}"],
             },
         ],
-        "lcc": [{"input": "", "context": _CODE, "answers": [_NEXT_LINE]}],
+        "lcc": [
+            {"input": "", "context": _CODE, "answers": [_NEXT_LINE]},
+            {"input": "", "context": f"{_CODE}{_NEXT_LINE}\n{_MORE_CODE}", "answers": [_LAST_LINE]},
+        ],
     }
 
 

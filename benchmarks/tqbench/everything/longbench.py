@@ -1,0 +1,75 @@
+"""LongBench from the packed cache beside full precision: its files, or a miniature in its format."""
+
+from __future__ import annotations
+
+import tempfile
+from importlib.util import find_spec
+from typing import Any
+
+from ..checks import Check, at_least, skipped
+from ..kv.longbench.scores import AVERAGE, FULL
+from ..kv.longbench.tasks import TASKS
+from .context import Context
+from .quoted import PAPER, REVIEW
+from .samples import SAMPLE_TASKS, write_samples
+
+__all__ = ["check_longbench", "judge"]
+
+GROUP = "LongBench"
+_POINTS = 1.0  # of a hundred that may be lost however narrow the interval is
+_MARGINAL = 2.5  # bits
+Row = dict[str, Any]
+
+
+def check_longbench(context: Context) -> tuple[list[Check], Row]:
+    """Mean score at the required bits and at 2.5 beside full precision."""
+    o = context.options
+    bits = tuple(dict.fromkeys((o.longbench_bits,) if o.quick else (_MARGINAL, o.longbench_bits)))
+    if o.longbench_dir:
+        record = context.run("longbench", data_dir=o.longbench_dir, bits=bits, samples=o.longbench_examples)
+        return judge(record["results"], o.longbench_bits, "LongBench's files"), record
+    absent = {task: name for task in SAMPLE_TASKS for name in TASKS[task].packages if find_spec(name) is None}
+    kept = tuple(task for task in SAMPLE_TASKS if task not in absent)
+    with tempfile.TemporaryDirectory() as folder:
+        record = context.run(
+            "longbench",
+            data_dir=str(write_samples(folder)),
+            tasks=kept,
+            bits=bits,
+            samples=1 if o.quick else None,
+        )
+    checks = judge(record["results"], o.longbench_bits, "a miniature in its format")
+    checks += [
+        skipped(GROUP, f"{task} of the miniature", f"{name} is not installed: pip install {name}")
+        for task, name in absent.items()
+    ]
+    return checks, record
+
+
+def judge(rows: list[Row], required: float, what: str) -> list[Check]:
+    """The mean over tasks, and every task at the required bits, which alone may warn and not fail."""
+    rows = [row for row in rows if row["bucket"] is None]
+    full = {row["task"]: row for row in rows if row["cache"] == FULL}
+    checks = []
+    for row in rows:
+        bits = row["cache"].rpartition("-")[2]
+        mean = row["task"] == AVERAGE or len(full) == 1
+        if row["cache"] == FULL or not (mean or float(bits) == required):
+            continue
+        usual = full[row["task"]]["score"]
+        low = row["difference_low"]
+        slack = max(_POINTS, 0.0 if low is None else row["difference"] - low)
+        checks.append(
+            at_least(
+                GROUP,
+                f"{row['cache']}: {'mean score' if mean else 'score'}, {what if mean else row['task']}",
+                row["score"],
+                max(0.0, usual - slack),
+                warn=max(0.0, usual - 2 * slack) if mean else 0.0,
+                theory=usual,
+                paper=PAPER[f"longbench-{bits}"] if mean and f"longbench-{bits}" in PAPER else "",
+                review=REVIEW["longbench"] if mean and float(bits) == required else "",
+                reason=f"theory: full precision; {row['n']} examples; the limit is the paired 95% interval, or a point",
+            )
+        )
+    return checks
