@@ -28,7 +28,10 @@ _FIXED, _MEETING, _BATCH = 32, 3, 2
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Compiled as one.
-_SOURCES = ("decode_machine", "decode_basis", "decode_tiles", "decode_packed", "decode_extra", "decode")
+_SOURCES = (
+    *("decode_machine", "decode_basis", "decode_tiles", "decode_problem"),
+    *("decode_rotation", "decode_packed", "decode_extra", "decode"),
+)
 # Members of the kernel's argument, in order.
 _POINTERS = (
     *("q", "key_codes", "value_codes", "key_scales", "value_scales", "key_tables", "value_tables"),
@@ -78,7 +81,7 @@ class PackedStates:
 
 
 class _Problem(ctypes.Structure):
-    """``Problem`` of decode_packed.cu."""
+    """``Problem`` of decode_problem.cu."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
@@ -329,7 +332,7 @@ _words = WeakTensorKeyDictionary()
 def _sign_words(signs: torch.Tensor) -> torch.Tensor:
     """Signs float32 [rounds, d] as int32 [32], made once for a tensor: those of the entries that a lane turns.
 
-    Bit ``8 * round + 4 * h + 2 * k + e`` is set where entry ``[h, k, e]`` of the lane is flipped; decode_packed.cu says
+    Bit ``8 * round + 4 * h + 2 * k + e`` is set where entry ``[h, k, e]`` of the lane is flipped; decode_rotation.cu says
     which element that is.
     """
     held = _words.get(signs)

@@ -1,0 +1,72 @@
+// Pointers and sizes; strides count elements.
+struct Problem {
+    const State* q;
+    const unsigned char *key_codes, *value_codes;
+    const u16 *key_scales, *value_scales;
+    const uint2 *key_tables, *value_tables;
+    const u32 *key_signs, *value_signs;  // of each lane, as `turn` takes them
+    const float* key_mean;
+    const int *lengths, *starts, *extra_lengths;
+    const unsigned char* extra_mask;
+    const State *extra_k, *extra_v;
+    State* out;
+    float *part_sums, *part_scalars;
+    u32* counters;
+    long long q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
+    int heads, kv_heads, group, new_tokens, capacity, extra, splits, key_rounds, value_rounds;
+    float scaling;                    // of the logits, times log2(e)
+    float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
+};
+
+struct Place {
+    int batch, kv_head, first, n, pair;  // first query of the block, queries in it, index of the block
+    __device__ __forceinline__ int head(const Problem& p, int i) const {
+        return kv_head * p.group + (p.new_tokens == 1 ? first + i : (first + i) / p.new_tokens);
+    }
+    __device__ __forceinline__ int token(const Problem& p, int i) const {
+        return p.new_tokens == 1 ? 0 : (first + i) % p.new_tokens;
+    }
+    __device__ __forceinline__ const State* query(const Problem& p, int i) const {
+        return p.q + batch * p.q_batch + head(p, i) * p.q_head + token(p, i) * p.q_token;
+    }
+};
+
+// A lane's neighbouring dimensions of a state in full precision, loaded in pieces as wide as they are.
+struct LaneStates {
+    static constexpr int WORDS = PER_LANE * sizeof(State) / 4;
+    u32 words[WORDS];
+
+    __device__ __forceinline__ void load(const State* from) {
+        if constexpr (WORDS % 4 == 0) {
+#pragma unroll
+            for (int i = 0; i < WORDS / 4; i++) {
+                const uint4 x = ((const uint4*)from)[i];
+                words[4 * i] = x.x, words[4 * i + 1] = x.y, words[4 * i + 2] = x.z, words[4 * i + 3] = x.w;
+            }
+        } else {
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) words[i] = ((const u32*)from)[i];
+        }
+    }
+
+    __device__ __forceinline__ void store(State* to) const {
+        if constexpr (WORDS % 4 == 0) {
+#pragma unroll
+            for (int i = 0; i < WORDS; i += 4) ((uint4*)to)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+        } else {
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) ((u32*)to)[i] = words[i];
+        }
+    }
+
+    __device__ __forceinline__ void set(int e, float x) {
+        if constexpr (sizeof(State) == 4) words[e] = __float_as_int(x);
+        else if (e % 2) words[e / 2] |= (u32)to_state(x) << 16;
+        else words[e / 2] = to_state(x);
+    }
+
+    __device__ __forceinline__ float get(int e) const {
+        if constexpr (sizeof(State) == 4) return __int_as_float(words[e]);
+        return to_float((State)(words[e / 2] >> 16 * (e % 2)));
+    }
+};

@@ -1,0 +1,176 @@
+// The rotation by matrix instructions. A warp holds a state as a matrix of 16 rows and D / 16 columns, zero up to 16, whose
+// entry (a, c) is element 16 c + a. A round is two products, with Hadamard matrices of both sizes on either side; what they
+// give lies as the transposed operand of the next round, so nothing is moved between lanes. Lane 4 g + t holds 8 entries
+// x[h][k][e]: (2 t + e + 8 k, g + 8 h) before an even number of rounds, (g + 8 h, 2 t + e + 8 k) before an odd one.
+struct Turned {
+    float x[2][2][2];
+
+    static __device__ __forceinline__ int row(int odd, int lane, int h, int k) { return odd ? lane / 4 + 8 * h : lane % 4 * 2 + 8 * k; }
+    static __device__ __forceinline__ int column(int odd, int lane, int h, int k) { return odd ? lane % 4 * 2 + 8 * k : lane / 4 + 8 * h; }
+
+    // Where an element lies if a state is stored lane by lane, 256 entries whatever D.
+    static __device__ __forceinline__ int place(int odd, int dim) {
+        const int far = odd ? dim % 16 : dim / 16, near = odd ? dim / 16 : dim % 16;
+        return (far % 8 * 4 + near % 8 / 2) * 8 + far / 8 * 4 + near / 8 * 2 + near % 2;
+    }
+
+    // Calls f(x, element) for all that there are; with an even number of rounds pairs of elements are neighbours.
+    template <class F>
+    __device__ __forceinline__ void each(int odd, int lane, F f) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int c = column(odd, lane, h, k), first = 16 * c + row(odd, lane, h, k);
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    if (D == 256 || c + (odd ? e : 0) < D / 16) f(x[h][k][e], first + (odd ? 16 * e : e));
+                    else x[h][k][e] = 0;
+                }
+            }
+        }
+    }
+
+    // Bit 8 round + 4 h + 2 k + e of signs is set where the round flips an entry.
+    __device__ __forceinline__ void flip(u32 signs, int round) {
+        const u32 bits = signs >> 8 * round;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            float& y = x[i / 4][i / 2 % 2][i % 2];
+            y = __int_as_float(__float_as_int(y) ^ (int)(bits << (31 - i) & 0x80000000u));
+        }
+    }
+
+    // One transform of rows and columns, `left` of what is contracted first.
+    __device__ __forceinline__ void transform(const float (&left)[2][4], const float (&right)[2][4]) {
+        float y[2][4] = {}, z[2][4] = {};
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                // Products of the leading 11 bits and of the next ones.
+                const Parts u(x[h][s][0]), v(x[h][s][1]);
+                const u32 a0 = __float_as_int(left[s][0]), a1 = __float_as_int(left[s][1]), a2 = __float_as_int(left[s][2]), a3 = __float_as_int(left[s][3]);
+                multiply_tf32(y[h], a0, a1, a2, a3, u.high, v.high);
+                multiply_tf32(y[h], a0, a1, a2, a3, u.low, v.low);
+            }
+        }
+#pragma unroll
+        for (int s = 0; s < 2; s++) {
+            const Parts u0(y[s][0]), u1(y[s][2]), u2(y[s][1]), u3(y[s][3]);
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                const u32 b0 = __float_as_int(right[s][h]), b1 = __float_as_int(right[s][2 + h]);
+                multiply_tf32(z[h], u0.high, u1.high, u2.high, u3.high, b0, b1);
+                multiply_tf32(z[h], u0.low, u1.low, u2.low, u3.low, b0, b1);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) x[i / 4][i / 2 % 2][i % 2] = z[i / 2 % 2][i / 4 * 2 + i % 2];
+    }
+
+    struct Parts {
+        u32 high, low;
+        __device__ __forceinline__ Parts(float x) {
+            high = __float_as_int(x) & 0xffffe000u;
+            low = __float_as_int(x - __int_as_float(high)) & 0xffffe000u;
+        }
+    };
+
+    // All rounds, or those of the inverse, but for what makes a rotation orthogonal.
+    __device__ __forceinline__ void turn(u32 signs, int rounds, bool inverse, int lane) {
+        const int g = lane / 4, t = lane % 4;
+        const float u = __popc(g & 2 * t) % 2 ? -1.0f : 1.0f, w = g % 2 ? -u : u;
+        const bool inside = D == 256 || (g < D / 16 && 2 * t < D / 16);
+        const float v = inside ? u : 0, y = inside ? w : 0, more = D == 256 ? 1 : 0;
+        const float rows[2][4] = {{u, u, w, w}, {u, -u, w, -w}};
+        const float columns[2][4] = {{v, v * more, y, y * more}, {v * more, -v * more, y * more, -y * more}};
+#pragma unroll 1
+        for (int i = 0; i < rounds; i++) {
+            const int round = inverse ? rounds - 1 - i : i;
+            if (!inverse) flip(signs, round);
+            if ((inverse ? round + 1 : round) % 2) transform(columns, rows);
+            else transform(rows, columns);
+            if (inverse) flip(signs, round);
+        }
+    }
+};
+
+// Two neighbouring elements of a state.
+__device__ __forceinline__ void load_pair(State (&x)[2], const State* from) {
+    if constexpr (sizeof(State) == 4) {
+        const float2 both = *(const float2*)from;
+        x[0] = both.x, x[1] = both.y;
+    } else {
+        const u32 both = *(const u32*)from;
+        x[0] = (State)(both & 0xffff), x[1] = (State)(both >> 16);
+    }
+}
+__device__ __forceinline__ void store_pair(State* to, float x, float y) {
+    if constexpr (sizeof(State) == 4) *(float2*)to = make_float2(x, y);
+    else *(u32*)to = (u32)to_state(x) | (u32)to_state(y) << 16;
+}
+
+// The query of a warp and all that turns it, loaded ahead of their use.
+struct Query {
+    State states[2][2][2];
+    float mean[2][2][2];
+    u32 signs;
+
+    __device__ __forceinline__ void load(const Problem& p, const Place& at, int i, int lane) {
+        const State* from = at.query(p, min(i, at.n - 1));
+        const float* means = p.key_mean ? p.key_mean + at.kv_head * D : nullptr;
+        signs = p.key_signs[lane];
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const int c = Turned::column(0, lane, h, k), first = 16 * c + Turned::row(0, lane, h, k);
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    states[h][k][e] = 0;
+                    mean[h][k][e] = 0;
+                }
+                if (D < 256 && c >= D / 16) continue;
+                load_pair(states[h][k], from + first);
+                if (means) {
+                    const float2 both = *(const float2*)(means + first);
+                    mean[h][k][0] = both.x, mean[h][k][1] = both.y;
+                }
+            }
+        }
+    }
+};
+
+// Rotates the query of a warp into shared memory; its factor turns a product into a base-2 logit.
+__device__ __forceinline__ void rotate(
+    const Problem& p, const Query& query, unsigned char* memory, float* factors, float* biases, int i, int lane
+) {
+    Turned turned;
+    float top = 0, bias = 0;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        const float x = to_float(query.states[j / 4][j / 2 % 2][j % 2]);
+        turned.x[j / 4][j / 2 % 2][j % 2] = x;
+        bias += x * query.mean[j / 4][j / 2 % 2][j % 2];
+    }
+    turned.turn(query.signs, p.key_rounds, false, lane);
+#pragma unroll
+    for (int j = 0; j < 8; j++) top = max_(top, fabsf(turned.x[j / 4][j / 2 % 2][j % 2]));
+#pragma unroll
+    for (int stride = 16; stride > 0; stride /= 2) {
+        top = max_(top, __shfl_xor_sync(~0u, top, stride));
+        bias += __shfl_xor_sync(~0u, bias, stride);
+    }
+    top = top > 0 ? top : 1.0f;
+    if (lane == 0) {
+        factors[i] = p.scaling * p.key_shrink * top;
+        biases[i] = bias * p.scaling;
+    }
+    // Queries of any size fit float16 once divided by their largest coordinate.
+    const float inverse = 1 / top;
+    unsigned char* row = memory + ROTATED + i * QUERY_ROW;
+    turned.each(p.key_rounds % 2, lane, [&](float x, int dim) {
+        *(u16*)(row + dim / KEY_CHUNK * QUERY_CHUNK + dim % KEY_CHUNK * 2) = float_half(x * inverse);
+    });
+}
