@@ -332,8 +332,8 @@ _words = WeakTensorKeyDictionary()
 def _sign_words(signs: torch.Tensor) -> torch.Tensor:
     """Signs float32 [rounds, d] as int32 [32], made once for a tensor: those of the entries that a lane turns.
 
-    Bit ``8 * round + 4 * h + 2 * k + e`` is set where entry ``[h, k, e]`` of the lane is flipped; decode_rotation.cu says
-    which element that is.
+    Bit ``8 * round + 4 * h + 2 * k + e`` is set where entry ``[h, k, e]`` of the lane is flipped; decode_rotation.cu
+    says which element that is.
     """
     held = _words.get(signs)
     if held is None:
