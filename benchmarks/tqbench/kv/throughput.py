@@ -35,7 +35,9 @@ def run(options: KVOptions, loaded: LoadedModel | None = None) -> dict[str, Any]
     if unknown:
         raise BenchError(f"caches must be of {', '.join(known)}, got {', '.join(unknown)}")
     loaded = loaded or load_model(options)
-    from .generation import Case, timed
+    import torch
+
+    from .generation import Case
 
     on_gpu = loaded.model.device.type == "cuda"
     lengths = options.lengths or ((256,) if options.quick else (4096, 32768) if on_gpu else (512, 2048))
@@ -45,6 +47,7 @@ def run(options: KVOptions, loaded: LoadedModel | None = None) -> dict[str, Any]
     settings = {
         "model": loaded.name, "weights": loaded.fingerprint(),
         "dtype": str(loaded.model.dtype).removeprefix("torch."), "device": _device(loaded.model),
+        "threads": torch.get_num_threads(),
         "tokens_decoded": steps, "repeats": repeats, "warmup": 1, "seed": options.seed,
         "sink_tokens": options.sink_tokens, "recent_tokens": options.recent_tokens,
     }  # fmt: skip
@@ -58,29 +61,42 @@ def run(options: KVOptions, loaded: LoadedModel | None = None) -> dict[str, Any]
         )
         for tokens in lengths:
             for batch in batches:
-                case = Case(loaded.model, batch, tokens, steps, options.seed)
-                runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-                absent: dict[str, str] = {}
-                for repeat in range(repeats + 1):
-                    for name in names:
-                        bar.update(task, advance=1, detail=f"{name}, {batch} x {tokens}")
-                        key = f"{name} {batch} {tokens} {repeat}"
-                        row = journal.get(key)
-                        if row is None and name not in absent:
-                            try:
-                                row = timed(case, name, packed.get(name), window)
-                                journal.put(key, row)
-                            except Unavailable as error:
-                                absent[name] = str(error)
-                        if row is not None and repeat:
-                            runs[name].append(row)
-                results += [_row(name, batch, tokens, steps, runs[name], absent.get(name)) for name in names]
+                key = f"{batch} {tokens} {' '.join(names)}"
+                made = journal.get(key)
+                if made is None:
+                    case = Case(loaded.model, batch, tokens, steps, options.seed)
+                    made = _cell(case, {name: packed.get(name) for name in names}, window, repeats, bar, task)
+                    journal.put(key, made)
+                results += made
     return new_record(
         "kv-throughput",
         dataset={"name": loaded.name, "description": loaded.description},
         settings=settings | {"journal": journal.path.name},
         results=results,
     )
+
+
+def _cell(
+    case: Any, caches: dict[str, Any], window: dict[str, int], repeats: int, bar: Any, task: Any
+) -> list[dict[str, Any]]:
+    """Rows of all caches, timed in turn; kept as one, since times of different hours do not compare."""
+    from .generation import timed
+
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in caches}
+    absent: dict[str, str] = {}
+    for repeat in range(repeats + 1):
+        for name, packed in caches.items():
+            bar.update(task, advance=1, detail=f"{name}, {case.batch} x {case.tokens}")
+            if name in absent:
+                continue
+            try:
+                row = timed(case, name, packed, window)
+            except Unavailable as error:
+                absent[name] = str(error)
+                continue
+            if repeat:  # the first warms up
+                runs[name].append(row)
+    return [_row(name, case.batch, case.tokens, case.steps, runs[name], absent.get(name)) for name in caches]
 
 
 def _device(model: Any) -> str:
