@@ -83,12 +83,15 @@ def package_versions() -> dict[str, str]:
 
 
 def source_commit() -> str | None:
-    """Commit of the source tree this runs from, with "+changes" when it was edited; None outside a tree."""
+    """Commit of the source tree this runs from, with "+changes" when it was edited.
+
+    Outside a tree it is what the environment variable TQ_COMMIT says, or None.
+    """
     here = str(Path(__file__).resolve().parent)
     commit = _output(["git", "-C", here, "rev-parse", "--short=12", "HEAD"])
     tracked = _output(["git", "-C", here, "ls-files", "machine.py"])
     if not commit or not tracked:
-        return None
+        return os.environ.get("TQ_COMMIT") or None
     changed = _output(["git", "-C", here, "status", "--porcelain", "--untracked-files=no", ":/"])
     return f"{commit}+changes" if changed else commit
 
