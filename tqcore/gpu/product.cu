@@ -118,7 +118,7 @@ enum { BEST, HITS, STORE };
 
 // Products of all queries with the blocks of a part. BEST: the largest lower bound of each block, [queries][count].
 // HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go past `room` if there is none.
-// STORE: one tile; upper bounds of all rows [queries][n], and the largest lower bound a warp, [queries][warps].
+// STORE: one tile; upper bounds of all rows [queries][rows of whole blocks], and the largest lower bound a warp, [queries][warps].
 template <int MODE>
 __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, const Part& part, int units, int nibbles,
                                         int steps, int tiles, int slabs, const uint2* pieces, const float4* columns,
@@ -240,7 +240,7 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
                         if (MODE == HITS && bound >= v.w) hit[n >> 2] |= 1u << ((n & 3) * 8 + c * 4 + k);
                         if (MODE == STORE) {
                             const i64 row = block * 32 + g + 8 * k;
-                            if (own < nq && row < rows.n) upper[own * rows.n + row] = bound;
+                            if (own < nq && row < rows.n) upper[own * ((rows.n + 31) / 32 * 32) + row] = bound;
                             most = fmaxf(most, bound - 2.0f * size[k] * v.z + 0.000002f * half[k]);
                         }
                     }
@@ -283,7 +283,7 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
 #if TILES == 1
 PRODUCT(store, STORE)
 
-// Exact scores of rows whose upper bound [nq][n] reaches the threshold; a warp takes 32 rows, grid [warps][nq].
+// Exact scores of rows whose upper bound [nq][rows of whole blocks] reaches the threshold; grid [blocks][nq].
 extern "C" __global__ void collect_scores(Code code, Rows rows, const float* q, const float* upper,
                                           const float* threshold, int room, int* counts, int* found, double* scores) {
     extern __shared__ double own[];
@@ -291,18 +291,27 @@ extern "C" __global__ void collect_scores(Code code, Rows rows, const float* q, 
     const Exact exact(code, q + (i64)blockIdx.y * code.d, own);
     const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
     const float t = threshold[blockIdx.y];
-    const i64 blocks = (rows.n + 31) / 32;
-    for (i64 b = (i64)blockIdx.x * warps + (threadIdx.x >> 5); b < blocks; b += (i64)gridDim.x * warps) {
-        const i64 row = b * 32 + lane;
-        u32 hits = __ballot_sync(0xffffffffu, row < rows.n && upper[blockIdx.y * rows.n + row] >= t);
-        for (; hits; hits &= hits - 1) {
-            const i64 other = b * 32 + __ffs(hits) - 1;
-            const double score = exact_score(code, rows, exact, other, words, lane);
-            if (lane == 0) {
-                const int at = atomicAdd(counts + blockIdx.y, 1);
-                if (at < room) {
-                    found[(i64)blockIdx.y * room + at] = (int)other;
-                    scores[(i64)blockIdx.y * room + at] = score;
+    const i64 padded = (rows.n + 31) / 32 * 32;
+    const float* bounds = upper + blockIdx.y * padded;
+    // A warp reads 128 bounds at a time: it waits for memory, not for bytes.
+    for (i64 base = ((i64)blockIdx.x * warps + (threadIdx.x >> 5)) * 128; base < padded;
+         base += (i64)gridDim.x * warps * 128) {
+        const i64 first = base + lane * 4;
+        float4 v = make_float4(0, 0, 0, 0);
+        if (first < padded) v = *(const float4*)(bounds + first);
+        const float bound[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+            u32 hits = __ballot_sync(0xffffffffu, first + c < rows.n && bound[c] >= t);
+            for (; hits; hits &= hits - 1) {
+                const i64 other = base + (__ffs(hits) - 1) * 4 + c;
+                const double score = exact_score(code, rows, exact, other, words, lane);
+                if (lane == 0) {
+                    const int at = atomicAdd(counts + blockIdx.y, 1);
+                    if (at < room) {
+                        found[(i64)blockIdx.y * room + at] = (int)other;
+                        scores[(i64)blockIdx.y * room + at] = score;
+                    }
                 }
             }
         }

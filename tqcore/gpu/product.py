@@ -136,6 +136,9 @@ def finish(
     if len(q) <= 2 * _PROCESSORS and layout.words <= 256:
         warps = 32  # few blocks: more warps of each
     distances, labels = results or (None, None)
+    scores = found.scores
+    if scores is None and 1 < len(q) <= 2 * _PROCESSORS and layout.words <= 256:
+        scores = _scored(layout, rows, q, found)
     _select("finish")(
         (len(q),),
         (32 * warps,),
@@ -147,7 +150,7 @@ def finish(
             rows.ids,
             found.counts,
             found.rows,
-            found.scores,
+            scores,
             room,
             k,
             distances,
@@ -158,6 +161,19 @@ def finish(
         ),
         shared=16 * room + layout.exact_bytes() + 4 * warps * layout.words,
     )
+
+
+def _scored(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, found: Found) -> torch.Tensor:
+    """Exact scores float64 [nq, room] of the candidates, by all of the device rather than a block a query."""
+    room = found.rows.shape[1]
+    scores = torch.empty(len(q), room, dtype=torch.float64, device=q.device)
+    _select("score_found")(
+        (-(-8 * _PROCESSORS // len(q)), len(q)),
+        (32 * _WARPS,),
+        (layout.argument(), rows.argument(), q, found.counts, found.rows, room, scores),
+        shared=layout.exact_bytes() + 4 * _WARPS * layout.words,
+    )
+    return scores
 
 
 class _Product:
@@ -274,14 +290,14 @@ def search_bytes(
     blocks = -(-rows.n // LANES)
     if product.tiles == 1:
         grid = product.blocks()
-        upper = torch.empty(nq, rows.n, device=device)
+        upper = torch.empty(nq, blocks * LANES, device=device)
         best = torch.empty(nq, grid * _WARPS, device=device)
         product.run("store", _Part.of(blocks, 1), None, upper, best)
         found = Found.empty(nq, _ROOM, device, status)
         kth(best, k, product.threshold)
         found.scores = torch.empty(nq, _ROOM, dtype=torch.float64, device=device)
         _kernel("collect_scores", tables.phases, tables.memory, 1)(
-            (min(4 * _PROCESSORS, -(-blocks // _WARPS)), nq),
+            (min(-(-8 * _PROCESSORS // nq), -(-blocks // (4 * _WARPS))), nq),
             (32 * _WARPS,),
             (
                 layout.argument(),

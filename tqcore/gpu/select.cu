@@ -53,6 +53,21 @@ extern "C" __global__ void kth(const float* values, int count, int k, float* out
 
 __device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { return a != b ? a > b : x < y; }
 
+// Exact scores of the candidates of queries, for `finish`; grid [blocks][queries].
+extern "C" __global__ void score_found(Code code, Rows rows, const float* q, const int* counts, const int* found,
+                                       int room, double* scores) {
+    extern __shared__ double own[];
+    const i64 query = blockIdx.y;
+    const int count = min(counts[query], room), lane = threadIdx.x & 31, warps = blockDim.x >> 5;
+    if ((int)blockIdx.x * warps >= count) return;
+    u32* words = (u32*)(own + Exact::size(code)) + (threadIdx.x >> 5) * code.words;
+    const Exact exact(code, q + query * code.d, own);
+    for (int c = blockIdx.x * warps + (threadIdx.x >> 5); c < count; c += gridDim.x * warps) {
+        const double score = exact_score(code, rows, exact, found[query * room + c], words, lane);
+        if (lane == 0) scores[query * room + c] = score;
+    }
+}
+
 // Scores candidates exactly, unless `known` holds their scores already, and writes the k best of each query; or, where
 // there is a threshold, raises it to the k-th score and leaves the candidates that reach it. A block a query, `room` a
 // power of two. Queries with more candidates than room are marked in `overflow` and in status[1].
@@ -73,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(1024) finish(Code code, Rows rows, 
         for (int c = threadIdx.x; c < width; c += blockDim.x) {
             const int row = c < count ? found[query * room + c] : 0;
             scores[c] = c < count ? known[query * room + c] : -(double)INF;
-            names[c] = c >= count ? 0x7fffffffffffffffll : ids ? ids[row] : row;
+            names[c] = c >= count ? 0x7fffffffffffffffll : ids && !threshold ? ids[row] : row;
         }
     } else {
         const Exact exact(code, q + query * code.d, own);
