@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,49 @@ def test_calibrated_plans_agree_but_for_boundaries(metric: str) -> None:
         ours, names = moved.search(q, 10)
         np.testing.assert_allclose(ours, D, rtol=1e-5, atol=1e-4)
         assert (names == ids).mean() > 0.99
+
+
+@pytest.mark.parametrize("nq", [1, 8, 100])
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_searches_that_come_again(nq: int, metric: str) -> None:
+    cpu, gpu = _pair(6000, 64, metric=metric)
+    for change in range(3):
+        for seed in range(4):  # replayed from the third on
+            q = _data(nq, 64, 10 + seed)
+            _same(cpu.search(q, 10), gpu.search(q, 10))
+        bad = torch.from_numpy(q).cuda()
+        bad[nq - 1, 3] = torch.inf
+        with pytest.raises(ValueError, match=f"row {nq - 1}"):
+            gpu.search(bad, 10)
+        mask = np.arange(len(cpu)) % 3 == 0
+        _same(cpu.search(q, 10, params=mask), gpu.search(q, 10, params=mask))
+        _same(cpu.search(q, 10), gpu.search(q, 10))
+        for index in (cpu, gpu):
+            if change == 0:
+                index.remove_ids(np.arange(50, 300))
+            else:
+                index.add_with_ids(_data(5000, 64, change), 10_000 * change + np.arange(5000))
+
+
+def test_replays_on_several_streams_and_threads() -> None:
+    cpu, gpu = _pair(20_000, 64, metric="l2")
+    failures = []
+
+    def work(seed: int) -> None:
+        try:
+            with torch.cuda.stream(torch.cuda.Stream() if seed % 2 else torch.cuda.default_stream()):
+                for i in range(12):
+                    q = _data(4, 64, 100 * seed + i)
+                    _same(cpu.search(q, 10), gpu.search(q, 10))
+        except BaseException as error:  # noqa: BLE001
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
 
 
 def test_codes_the_device_does_not_take() -> None:

@@ -9,7 +9,7 @@ from tqcore.gpu.layout import LANES, ByteTables, CodeLayout, DeviceRows
 from tqcore.gpu.product import Found, batch, finish, search_bytes, sources, takes
 from tqcore.gpu.rtc import Kernel, Long, compile_module
 
-__all__ = ["longest", "range_search", "search"]
+__all__ = ["longest", "range_search", "search", "settle"]
 
 _PROCESSORS = 132
 _FEW = 8  # queries up to which every one reads the codes by tables
@@ -114,20 +114,40 @@ def search(
         own = None if constants is None else constants[part]
         views = results if nq <= step else (results[0][part], results[1][part])
         found = search_bytes(layout, tables, rows, q[part], own, k, lengths, views, status)
-        torch.cuda.current_stream().synchronize()
-        bad, overflown = status.tolist()
-        _refuse(q, start + bad)
-        if overflown:
-            left = torch.nonzero(found.overflow).flatten()
-            again = (
-                torch.empty(len(left), k, device=device),
-                torch.empty(len(left), k, dtype=torch.int64, device=device),
-            )
-            _search_floats(
-                layout, rows, q[part][left], None if own is None else own[left], k, lengths[0], again
-            )
-            views[0][left], views[1][left] = again
+        settle(layout, rows, q[part], own, found, k, lengths, views, status, start)
     return results
+
+
+def settle(
+    layout: CodeLayout,
+    rows: DeviceRows,
+    q: torch.Tensor,
+    constants: torch.Tensor | None,
+    found: Found,
+    k: int,
+    lengths: tuple[float, float],
+    results: tuple[torch.Tensor, torch.Tensor],
+    status: torch.Tensor,
+    first: int = 0,
+) -> None:
+    """Wait for `search_bytes`, refuse queries that are not finite, and search anew for those with too many candidates.
+
+    `first` is the number of the first of these queries, for the error; other parameters are those of `search_bytes`.
+    """
+    torch.cuda.current_stream().synchronize()
+    bad, overflown = status.tolist()
+    if bad < len(q):
+        raise ValueError(f"x must be finite with squared norms within float32, but row {first + bad} is not")
+    if not overflown:
+        return
+    left = torch.nonzero(found.overflow).flatten()
+    again = (
+        torch.empty(len(left), k, device=q.device),
+        torch.empty(len(left), k, dtype=torch.int64, device=q.device),
+    )
+    own = None if constants is None else constants[left]
+    _search_floats(layout, rows, q[left], own, k, lengths[0], again)
+    results[0][left], results[1][left] = again
 
 
 def _worst(rows: DeviceRows) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from tqcore.gpu.layout import LANES, UNIT, DeviceRows, pack_blocks, unpack_blocks
 from tqcore.gpu.quantizer import DeviceQuantizer
+from tqcore.gpu.replay import Replays, repeats
 from tqcore.gpu.search import longest, range_search, search
 from tqcore.quantizer import Quantizer
 
@@ -35,7 +36,8 @@ class DeviceStore:
 
     Results are tensors if the vectors or queries came as tensors of the device, NumPy arrays otherwise. Room grows by
     doubling, or at once to what a large add needs; while it grows, the old and the new room exist side by side. Work
-    goes to torch's current stream, and a search waits for the changes made on other streams before it.
+    goes to torch's current stream, and a search waits for the changes made on other streams before it. Searches of few
+    queries that come again are replayed as CUDA graphs; see `tqcore.gpu.replay.Replays` for the scratch they keep.
 
     Parameters
     ----------
@@ -55,6 +57,8 @@ class DeviceStore:
         self._scalars = torch.zeros(quantizer.n_scalars, 0, device=device)
         self._measured, self._lengths = 0, (0.0, 0.0)
         self._changed = torch.cuda.Event()
+        self._described: DeviceRows | None = None
+        self._replays = Replays()
 
     def nbytes(self) -> int:
         """Bytes of device memory held, spare capacity included; scratch of searches is not."""
@@ -94,6 +98,7 @@ class DeviceStore:
         capacity = self._scalars.shape[1]
         if needed <= capacity:
             return
+        self._changes()
         capacity = -(-max(needed, 2 * capacity if needed < 2 * capacity else needed) // LANES) * LANES
         with torch.cuda.device(self.device):
             blocks = torch.zeros(
@@ -105,6 +110,11 @@ class DeviceStore:
             scalars[:, : self._scalars.shape[1]] = self._scalars
             self._scalars = scalars
             self._changed.record()
+
+    def _changes(self) -> None:
+        """Let go of what describes the rows as they were."""
+        self._described = None
+        self._replays.clear()
 
     def add(self, start: int, vectors: Any) -> None:
         """Encode float32 [m, d] into reserved rows from `start` on; they count once `n` includes them."""
@@ -124,6 +134,7 @@ class DeviceStore:
 
     def write(self, start: int, codes: Any, scalars: Any) -> None:
         """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at reserved rows from `start` on."""
+        self._changes()
         with torch.cuda.device(self.device):
             codes, scalars = self._tensor(codes), self._tensor(scalars)
             pack_blocks(self._blocks, start, codes)
@@ -133,6 +144,7 @@ class DeviceStore:
 
     def move(self, holes: np.ndarray, movers: np.ndarray, n: int) -> None:
         """Move the rows `movers` into `holes`, int64 arrays, and keep the first `n`."""
+        self._changes()
         with torch.cuda.device(self.device):
             if len(holes):
                 to, source = self._tensor(holes), self._tensor(movers)
@@ -180,8 +192,13 @@ class DeviceStore:
     ) -> tuple[Any, Any]:
         """D float32 and I int64 [nq, k] of `tqcore.gpu.search.search`; `mask` is a bit set uint8 [ceil(n / 8)]."""
         with torch.cuda.device(self.device):
-            q, constants = self._coder.query(self._tensor(queries), metric)  # runs while rows are described
+            q = self._tensor(queries)
             rows = self._rows(mask, ids)
+            if repeats(self._coder, rows, len(q), k):
+                found = self._replays.search(self._coder, rows, q, k, metric, self._lengths)
+                if found is not None:
+                    return self._as_came(found, queries)  # pyright: ignore[reportReturnType]
+            q, constants = self._coder.query(q, metric)
             return self._as_came(search(self._coder.layout, rows, q, constants, k, self._lengths), queries)  # pyright: ignore[reportReturnType]
 
     def range_search(
@@ -194,14 +211,19 @@ class DeviceStore:
             return self._as_came(range_search(self._coder.layout, rows, q, constants, radius), queries)  # pyright: ignore[reportReturnType]
 
     def _rows(self, mask: np.ndarray | None, ids: torch.Tensor | None) -> DeviceRows:
+        rows = self._described  # before the wait, which then covers what made it
         self._changed.wait()
-        bits = None
-        if mask is not None:
-            padded = np.zeros(-(-len(mask) // 4) * 4, np.uint8)
-            padded[: len(mask)] = mask
-            bits = self._tensor(padded.view(np.int32))
-        half_norm = 0.5 * self._scalars[-1] if self._metric_l2 else None
-        rows = DeviceRows(self._blocks, self._scalars[0], half_norm, self.n, bits, ids)
+        if mask is not None or rows is None or rows.n != self.n or rows.ids is not ids:
+            bits = None
+            if mask is not None:
+                padded = np.zeros(-(-len(mask) // 4) * 4, np.uint8)
+                padded[: len(mask)] = mask
+                bits = self._tensor(padded.view(np.int32))
+            half_norm = 0.5 * self._scalars[-1] if self._metric_l2 else None
+            rows = DeviceRows(self._blocks, self._scalars[0], half_norm, self.n, bits, ids)
+            if mask is None:
+                self._changed.record()  # other streams read half the norms as well
+                self._described = rows
         if self._measured < self.n:
             length, missed = longest(self._coder.layout, rows, self._measured)
             self._lengths = max(self._lengths[0], length), max(self._lengths[1], missed)

@@ -1,0 +1,141 @@
+"""Searches of few queries as CUDA graphs: one launch for all kernels, for shapes that come again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+
+import torch
+
+from tqcore.gpu.layout import LANES, DeviceRows
+from tqcore.gpu.product import search_bytes, takes
+from tqcore.gpu.quantizer import DeviceQuantizer
+from tqcore.gpu.search import settle
+
+__all__ = ["Replays", "repeats"]
+
+_MOST_QUERIES = 1024  # beyond, launches are a small part of the time
+_MOST_BOUNDS = 1 << 24  # of scratch, in values of 4 bytes
+_KEPT = 4  # graphs, each with its scratch
+_SEEN = 16
+
+
+def repeats(coder: DeviceQuantizer, rows: DeviceRows, nq: int, k: int) -> bool:
+    """Whether a search of `nq` queries is worth a graph, and its scratch worth keeping."""
+    if not 0 < nq <= _MOST_QUERIES or rows.n == 0 or rows.mask is not None:
+        return False
+    bounds = rows.n if nq <= 8 else rows.n // LANES
+    return nq * bounds <= _MOST_BOUNDS and takes(coder.layout, rows, nq, k)
+
+
+class _Replay:
+    """One captured search: its inputs and outputs lie where the graph expects them."""
+
+    def __init__(
+        self,
+        coder: DeviceQuantizer,
+        rows: DeviceRows,
+        q: torch.Tensor,
+        k: int,
+        metric: str,
+        lengths: tuple[float, float],
+    ) -> None:
+        self._coder, self.rows, self._k, self.lengths = coder, rows, k, lengths
+        self._lock = threading.Lock()
+        self._status = torch.empty(2, dtype=torch.int32, pin_memory=True)
+        self._status.numpy()[:] = len(q), 0
+        self._q = q.clone()
+        self._graph = torch.cuda.CUDAGraph()
+        tables = coder.layout.bytes
+        if tables is None:
+            raise ValueError("coder must have a code with tables of bytes")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            # Other threads may allocate meanwhile.
+            self._graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                rotated, self._constants = coder.query(self._q, metric)
+                self._rotated = rotated.contiguous()
+                self._results = (
+                    torch.empty(len(q), k, device=q.device),
+                    torch.empty(len(q), k, dtype=torch.int64, device=q.device),
+                )
+                self._found = search_bytes(
+                    coder.layout,
+                    tables,
+                    rows,
+                    self._rotated,
+                    self._constants,
+                    k,
+                    lengths,
+                    self._results,
+                    self._status,
+                )
+            finally:
+                self._graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def __call__(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with self._lock:
+            self._status.numpy()[:] = len(q), 0
+            self._q.copy_(q)
+            self._graph.replay()
+            results = self._results[0].clone(), self._results[1].clone()
+            settle(
+                self._coder.layout,
+                self.rows,
+                self._rotated,
+                self._constants,
+                self._found,
+                self._k,
+                self.lengths,
+                results,
+                self._status,
+            )
+        return results
+
+
+class Replays:
+    """Graphs of the searches of one store, by shape, metric and stream.
+
+    A search that comes a second time is captured, which keeps its scratch: at most 64 MB of bounds, and room for
+    candidates, for each of the last four shapes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._captured: OrderedDict[tuple[object, ...], _Replay] = OrderedDict()
+        self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+
+    def clear(self) -> None:
+        """Forget all graphs: the rows that they read are about to change."""
+        with self._lock:
+            self._captured.clear()
+            self._seen.clear()
+
+    def search(
+        self,
+        coder: DeviceQuantizer,
+        rows: DeviceRows,
+        q: torch.Tensor,
+        k: int,
+        metric: str,
+        lengths: tuple[float, float],
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Results of `tqcore.gpu.search.search` for queries float32 [nq, d] as given; None the first time."""
+        key = (len(q), k, metric, torch.cuda.current_stream().cuda_stream)
+        with self._lock:
+            replay = self._captured.get(key)
+            if replay is None or replay.rows is not rows or replay.lengths != lengths:
+                if key not in self._seen:
+                    self._seen[key] = None  # the first search compiles, which no graph can hold
+                    if len(self._seen) > _SEEN:
+                        self._seen.popitem(last=False)
+                    return None
+                self._captured.pop(key, None)
+                while len(self._captured) >= _KEPT:
+                    self._captured.popitem(last=False)
+                replay = self._captured[key] = _Replay(coder, rows, q, k, metric, lengths)
+            self._captured.move_to_end(key)
+        return replay(q)
