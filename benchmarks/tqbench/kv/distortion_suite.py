@@ -38,9 +38,9 @@ def run(options: KVOptions, loaded: LoadedModel | None = None) -> dict[str, Any]
     from .distortion import measure
     from .state_errors import capture, layer_errors
 
-    tokens = options.lengths[0] if options.lengths else 256 if options.quick else 1024
+    tokens = options.lengths[0] if options.lengths else 256 if options.quick else 512
     count = options.samples or (2 if options.quick else 4)
-    steps = tokens // 16 if options.quick else tokens // 8
+    steps = tokens // 16
     windows, source = _windows(options, loaded, tokens, count)
     model = loaded.model
     settings = {
