@@ -186,7 +186,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         "review",
         "the rotation spreads energy, d = 256",
-        REVIEW[REVIEW["passes"]],
+        REVIEW["passes"],
         (("Energy spreading", "*share of the energy*"),),
         unit="of the energy in the largest coordinate, one-hot and spiky vectors",
     ),
@@ -317,7 +317,7 @@ REVIEWED: tuple[Reviewed, ...] = (
     ),
     Reviewed(
         "LongBench-E at the required bits",
-        REVIEW["needle"],
+        REVIEW["longbench"],
         (("LongBench", "*"),),
         "*mean score*",
         "of 100, full precision {theory}",

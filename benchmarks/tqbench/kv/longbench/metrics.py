@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from ...errors import BenchError
+from .rouge import rouge_l
 from .tasks import CHINESE_PUNCTUATION, Task
 
 __all__ = ["METRICS", "PARAGRAPH", "check_packages", "score"]
@@ -53,7 +54,7 @@ def check_packages(tasks: Iterable[Task]) -> None:
         for name in task.packages:
             if importlib.util.find_spec(name) is None:
                 raise BenchError(
-                    f"the metric of {task.name} needs {name}, which is not installed: pip install 'tqann[longbench]'"
+                    f"the metric of {task.name} needs {name}, which is not installed: pip install {name}"
                 )
 
 
@@ -84,21 +85,10 @@ def _f1(said: Sequence[str], true: Sequence[str]) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def _rouge_l(prediction: str, answer: str) -> float:
-    """ROUGE-L (F) of the package `rouge`; 0 where it has none, as for an empty text."""
-    try:
-        return _rouge().get_scores([prediction], [answer], avg=True)["rouge-l"]["f"]
-    except (
-        ValueError,
-        RecursionError,
-    ):  # a sentence of about a thousand words is too deep for it: 0 upstream, too
-        return 0.0
-
-
 def _rouge_l_zh(prediction: str, answer: str) -> float:
     """ROUGE-L (F) of jieba's words."""
     cut = _jieba().cut
-    return _rouge_l(" ".join(cut(prediction)), " ".join(cut(answer)))
+    return rouge_l(" ".join(cut(prediction)), " ".join(cut(answer)))
 
 
 def _classification(prediction: str, answer: str, classes: Sequence[str]) -> float:
@@ -147,7 +137,7 @@ def _code_similarity(prediction: str, answer: str) -> float:
 METRICS: dict[str, Callable[[str, str], float]] = {
     "qa_f1": _qa_f1,
     "qa_f1_zh": _qa_f1_zh,
-    "rouge_l": _rouge_l,
+    "rouge_l": rouge_l,
     "rouge_l_zh": _rouge_l_zh,
     "count": _count,
     "retrieval": _retrieval,
@@ -155,13 +145,6 @@ METRICS: dict[str, Callable[[str, str], float]] = {
     "code_similarity": _code_similarity,
 }
 """Score of a prediction against one true answer, by name; classification needs the classes as well."""
-
-
-@lru_cache(maxsize=1)
-def _rouge() -> Any:
-    from rouge import Rouge
-
-    return Rouge(metrics=["rouge-l"])
 
 
 @lru_cache(maxsize=1)

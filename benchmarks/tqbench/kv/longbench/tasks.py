@@ -51,8 +51,7 @@ class Task:
     @property
     def packages(self) -> tuple[str, ...]:
         """Packages that the metric needs."""
-        rouge = ("rouge",) if self.metric.startswith("rouge") else ()
-        return rouge + (("jieba",) if self.metric in ("qa_f1_zh", "rouge_l_zh") else ())
+        return ("jieba",) if self.metric in ("qa_f1_zh", "rouge_l_zh") else ()
 
 
 _DATA = json.loads(files(__package__).joinpath("tasks.json").read_text(encoding="utf-8"))
