@@ -10,7 +10,7 @@ import click
 
 from tqbench.everything.options import STEPS, AllOptions
 
-from .output import NameList, one_line_errors, print_json
+from .output import NameList, one_line_errors, print_json, without_renamings
 
 __all__ = ["all_suites"]
 
@@ -38,6 +38,7 @@ _DEFAULT = AllOptions()
 @click.option("--attn-implementation", default=_DEFAULT.attn_implementation, show_default=True)
 @click.option("--text-dir", help="Haystack: a folder of .txt files instead of noise.")
 @click.option("--longbench-dir", help="Folder of LongBench's .jsonl files instead of the built-in samples.")
+@click.option("--longbench-e", is_flag=True, help="Its files of LongBench-E instead.")
 @click.option(
     "--longbench-examples",
     default=_DEFAULT.longbench_examples,
@@ -92,6 +93,7 @@ def all_suites(as_json: bool, **given: Any) -> None:
     """
     # Threads that spin while they wait make a shared processor ten times slower; read when OpenMP is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    without_renamings()
     from tqbench.check_report import print_checks, read_checks
     from tqbench.checks import exit_status
     from tqbench.everything.report import write_all_report

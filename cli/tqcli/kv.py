@@ -9,7 +9,7 @@ import click
 
 from tqbench.kv.registry import SUITES
 
-from .output import IntegerList, NameList, NumberList, one_line_errors, print_json
+from .output import IntegerList, NameList, NumberList, one_line_errors, print_json, without_renamings
 
 __all__ = ["kv"]
 
@@ -103,6 +103,7 @@ def kv(as_json: bool, **given: Any) -> None:
     from tqbench.kv.registry import load_suite
     from tqbench.records import record_name, write_record
 
+    without_renamings()
     options = KVOptions(**given)
     suite = load_suite(options.suite)
     record = suite.run(options)

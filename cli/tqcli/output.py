@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
 
-__all__ = ["IntegerList", "NumberList", "NameList", "fail", "one_line_errors", "print_json"]
+__all__ = [
+    "IntegerList",
+    "NumberList",
+    "NameList",
+    "fail",
+    "one_line_errors",
+    "print_json",
+    "without_renamings",
+]
 
 
 def fail(message: str) -> NoReturn:
@@ -33,6 +42,11 @@ def one_line_errors(function: Callable[..., Any]) -> Callable[..., Any]:
             fail(str(error))
 
     return wrapped
+
+
+def without_renamings() -> None:
+    """Leave out what newer releases of transformers say of the one argument name that all releases take."""
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
 
 
 def print_json(value: Any) -> None:

@@ -230,6 +230,7 @@ def test_bad_requests_are_one_line(tmp_path, monkeypatch):
         (["--only", "nothing"], f"only must be of {', '.join(STEPS)}, got nothing"),
         (["--repeats", "0"], "repeats must be at least 1, got 0"),
         (["--recall", "1.5"], "recall must be from 0 to 1, got 1.5"),
+        (["--longbench-e"], "longbench_e needs longbench_dir, got none"),
         (
             ["--model-id", "nobody/nothing", "--local-files-only", "--only", "model"],
             "hf download nobody/nothing",

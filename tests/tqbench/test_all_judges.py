@@ -174,3 +174,26 @@ def test_longbench_is_judged_by_the_paired_interval(score, low, status):
     (check,) = longbench.judge(rows, 3.5, "examples")
     assert (check.status, check.value, check.theory) == (status, score, 30)
     assert (check.paper[:5], bool(check.review)) == ("50.06", True)
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "named"),
+    [
+        ({}, {"samples": None}, "a miniature in its format"),
+        ({"quick": True}, {"samples": 1}, "a miniature in its format"),
+        ({"longbench_dir": "lb"}, {"data_dir": "lb", "samples": 6}, "LongBench's files"),
+        ({"longbench_dir": "lb", "longbench_e": True}, {"longbench_e": True}, "LongBench-E's files"),
+    ],
+)
+def test_longbench_takes_its_files_or_the_miniature(given, asked, named, monkeypatch):
+    shared = {"task": "lcc", "bucket": None, "n": 8, "score": 30.0, "difference": 0.0, "difference_low": 0.0}
+    context, seen = Context(AllOptions(**given)), {}
+
+    def found(_suite, **more):
+        seen.update(more)
+        return {"results": [shared | {"cache": cache} for cache in ("full", "chain-3.5")]}
+
+    monkeypatch.setattr(context, "run", found)
+    ((check,), _) = longbench.check_longbench(context)
+    assert (check.name, check.status) == (f"chain-3.5: mean score, {named}", "PASS")
+    assert asked.items() <= seen.items()

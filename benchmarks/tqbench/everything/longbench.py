@@ -24,8 +24,10 @@ def check_longbench(context: Context) -> tuple[list[Check], Row]:
     o = context.options
     bits = tuple(dict.fromkeys((o.longbench_bits,) if o.quick else (_MARGINAL, o.longbench_bits)))
     if o.longbench_dir:
-        record = context.run("longbench", data_dir=o.longbench_dir, bits=bits, samples=o.longbench_examples)
-        return judge(record["results"], o.longbench_bits, "LongBench's files"), record
+        chosen = {"data_dir": o.longbench_dir, "longbench_e": o.longbench_e, "samples": o.longbench_examples}
+        record = context.run("longbench", bits=bits, **chosen)
+        files = "LongBench-E's files" if o.longbench_e else "LongBench's files"
+        return judge(record["results"], o.longbench_bits, files), record
     with tempfile.TemporaryDirectory() as folder:
         record = context.run(
             "longbench", data_dir=str(write_samples(folder)), bits=bits, samples=1 if o.quick else None

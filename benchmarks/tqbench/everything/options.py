@@ -37,6 +37,8 @@ class AllOptions:
         As in `tqbench.kv.options.KVOptions`; `longbench_dir` is the folder of LongBench's files.
     seed : int
         Seed of everything.
+    longbench_e : bool
+        The files of LongBench-E in `longbench_dir` instead of those of LongBench.
     longbench_examples : int
         Examples of every file of `longbench_dir`.
     needle_bits, longbench_bits : float
@@ -64,6 +66,7 @@ class AllOptions:
     attn_implementation: str = "auto"
     text_dir: str | None = None
     longbench_dir: str | None = None
+    longbench_e: bool = False
     longbench_examples: int = 6
     seed: int = 0
     needle_bits: float = 3.5
@@ -91,6 +94,8 @@ class AllOptions:
         ):
             if getattr(self, name) < low:
                 raise BenchError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.longbench_e and not self.longbench_dir:
+            raise BenchError("longbench_e needs longbench_dir, got none")
         if not 0 <= self.recall <= 1:
             raise BenchError(f"recall must be from 0 to 1, got {self.recall}")
 

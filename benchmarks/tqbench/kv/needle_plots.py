@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import BenchError
 from ..report import page, save_report
+from .needle import FULL
 
 __all__ = ["draw_needles", "write_needle_page"]
 
@@ -42,7 +43,10 @@ def draw_needles(record: dict[str, Any]):
     from matplotlib.figure import Figure
 
     rows = [row for row in record["results"] if row["depth"] is not None]
-    tasks, caches = _order(rows, "task"), _order(rows, "cache")
+    tasks = _order(rows, "task")
+    caches = sorted(
+        _order(rows, "cache"), key=lambda name: name != FULL
+    )  # what the others are compared with is first
     lengths = sorted({row["length"] for row in rows})
     depths = sorted({row["depth"] for row in rows})
     share = {(r["task"], r["cache"], r["length"], r["depth"]): r["accuracy"] for r in rows}
@@ -55,7 +59,8 @@ def draw_needles(record: dict[str, Any]):
             image = axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
             for y, held in enumerate(values):
                 for x, value in enumerate(held):
-                    axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=7)
+                    colour = "white" if abs(value - 0.5) > 0.35 else "black"  # the map is dark at its ends
+                    axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color=colour)
             axes.set_title(f"{task}, {cache}", fontsize=9)
             axes.set_xticks(range(len(lengths)), [f"{n / 1024:g}k" for n in lengths], fontsize=8)
             axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}%" for depth in depths], fontsize=8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 
 from ..errors import BenchError
@@ -19,7 +21,9 @@ def load_digits(options: SourceOptions) -> Dataset:
         from sklearn.datasets import load_digits as sklearn_digits
     except ImportError as error:
         raise BenchError("source digits needs scikit-learn: pip install 'tqann[bench]'") from error
-    pixels = sklearn_digits(return_X_y=True)[0].astype(np.float32)
+    # with this option it returns images and their digits, otherwise one object
+    images, _ = cast("tuple[np.ndarray, np.ndarray]", sklearn_digits(return_X_y=True))
+    pixels = images.astype(np.float32)
     base, queries, held_out = split_rows(pixels, options.nq or 197, 400, options.seed)
     return Dataset("digits", "scikit-learn digits, 8 x 8 pixels", base, queries, "l2", held_out).limited(
         options

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def _dataset_texts(options: SourceOptions) -> Iterator[str]:
         rows = load_dataset(
             name, config or None, split=split or "train", streaming=not options.local_files_only
         )
-        for row in rows:
+        for row in cast("Iterable[Mapping[str, str]]", rows):  # as a split was named
             yield row[column or "text"]
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
