@@ -67,17 +67,18 @@ def check_needle(context: Context) -> tuple[list[Check], Row]:
 
 
 def _grid(context: Context) -> dict[str, Any]:
-    """Lengths, depths and samples that fit the time: minutes on two cores, longer texts on a GPU."""
+    """Tasks, lengths, depths and samples that fit the time: minutes on two cores, longer texts on a GPU."""
     quick = context.options.quick
     if context.device_name:
         return {
-            "lengths": (4096, 16384),
+            "lengths": (4096, 16384) if quick else (4096, 16384, 32768),
             "depths": (0.1, 0.5, 0.9)[:: 2 if quick else 1],
             "samples": 1 if quick else 2,
         }
     if quick:
-        return {"lengths": (1024,), "depths": (0.2, 0.7), "samples": 1}
-    return {"lengths": (1024, 2048, 4096), "depths": (0.1, 0.5, 0.9), "samples": 1}
+        tasks = ("single", "multi-key", "multi-value")
+        return {"tasks": tasks, "lengths": (1024,), "depths": (0.2, 0.7), "samples": 1}
+    return {"lengths": (1024, 2048), "depths": (0.1, 0.5, 0.9), "samples": 1}
 
 
 def _beside_full(
