@@ -171,6 +171,7 @@ def main() -> int:
     slope = float(np.polyfit(settled[:, 0], settled[:, 1], 1)[0]) * 3600
     halves = [float(np.median(half[:, 1])) for half in np.array_split(settled, 2)]
     summary = {
+        "cpu_minutes": round(time.process_time() / 60, 1),
         "steps": sum(soak.counts.values()),
         "counts": dict(soak.counts),
         "ids_given": soak.next_id,
