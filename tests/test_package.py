@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,3 +43,14 @@ def test_readme_examples_run(tmp_path):
     done = run_python("".join(sources), tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "wiki.tqann").is_file()
+
+
+def test_extras_that_are_named_exist():
+    pattern = re.compile(r"(?:tqann|\.)\[([a-z,-]+)\]")
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    for folder in ("tqann", "tqkv", "tqcore", "cli", "benchmarks"):
+        files += (ROOT / folder).rglob("*.py")
+    found = [extras for file in files for extras in pattern.findall(file.read_text("utf-8"))]
+    named = set(",".join(found).split(","))
+    assert named >= {"bench", "kv", "gpu", "langchain"}
+    assert named <= set(metadata.metadata("tqann").get_all("Provides-Extra"))
