@@ -1,0 +1,29 @@
+"""The blocked layout: its shape, and rows out of it by slice and by position."""
+
+import numpy as np
+import pytest
+
+from tqcore.packing import blocks_for, pack_rows, unpack_rows
+
+
+@pytest.mark.parametrize(
+    ("n", "code_size", "shape"),
+    [
+        (0, 5, (0, 2, 16)),
+        (1, 1, (1, 1, 16)),
+        (16, 4, (1, 1, 16)),
+        (17, 48, (2, 12, 16)),
+        (33, 13, (3, 4, 16)),
+    ],
+)
+def test_shape(n, code_size, shape):
+    assert blocks_for(n, code_size) == shape
+
+
+def test_rows_come_out_as_they_went_in():
+    codes = np.random.default_rng(0).integers(0, 256, (40, 13), dtype=np.uint8)
+    blocks = np.zeros(blocks_for(40, 13), np.uint32)
+    pack_rows(blocks, 0, codes[:18])
+    pack_rows(blocks, 18, codes[18:])
+    for rows in (slice(None, 40), slice(5, 33), np.array([39, 0, 17])):
+        np.testing.assert_array_equal(unpack_rows(blocks, rows, 13), codes[rows])
