@@ -127,8 +127,14 @@ def gpu(emulator: _Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(*names: str) -> Callable[[str], Callable[..., None]]:
         return lambda name: emulator.kernel(product.sources(*names), name)
 
-    def variant(name: str, phases: int, memory: int, tiles: int) -> Callable[..., None]:
-        defined = {"PHASES": phases, "MEMORY": memory, "TILES": tiles, "BLOCKS": 1}
+    def variant(name: str, tables: Any, tiles: int) -> Callable[..., None]:
+        defined = {
+            "PERIOD": tables.period,
+            "PHASES": tables.phases,
+            "MEMORY": tables.memory,
+            "TILES": tiles,
+            "BLOCKS": 1,
+        }
         options = tuple(f"-D{key}={value}" for key, value in defined.items())
         return emulator.kernel(product.sources("rows.cuh", "product.cu"), name, options)
 
@@ -137,7 +143,8 @@ def gpu(emulator: _Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_kernel", of("rows.cuh", "search.cu"))
     monkeypatch.setattr(rotation, "_kernel", lambda: of("rotation.cu")("rotate"))
     monkeypatch.setattr(product, "_PROCESSORS", 2)
-    monkeypatch.setattr(product, "_SAMPLED", 8)
+    monkeypatch.setattr(product, "_MOST_WARPS", 8)
+    monkeypatch.setattr(product, "_SAMPLED", 32)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: empty(*a, **k))
     monkeypatch.setattr(torch.cuda, "current_stream", _NoStream)
@@ -184,8 +191,8 @@ def _compare(
         (600, 768, 4, 2, "ip", 1, 10),  # every bound is kept
         (400, 130, 3, 2, "l2", 3, 10),
         (500, 64, 2, 3, "ip", 2, 5),
-        (900, 65, 4, 2, "l2", 20, 10),  # thresholds rise from part to part
-        (400, 70, 1, 2, "ip", 12, 3),
+        (900, 65, 4, 2, "l2", 20, 10),  # the threshold comes from all blocks
+        (1600, 70, 1, 2, "ip", 12, 3),  # from a sample, and rises on the way
         (33, 16, 4, 2, "l2", 20, 40),
     ],
 )

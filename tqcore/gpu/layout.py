@@ -14,6 +14,7 @@ from tqcore.quantizer import Quantizer
 
 __all__ = [
     "LANES",
+    "MAX_DIMS",
     "MAX_WORDS",
     "UNIT",
     "ByteTables",
@@ -28,6 +29,7 @@ UNIT = 4  # 32-bit words of a row that lie together
 _MOST_PHASES = 4
 _MOST_PERIOD = 3  # products take every nibble for every phase
 MAX_WORDS = 1700  # 32-bit words of a row, so that a block fits shared memory
+MAX_DIMS = 16384  # so that a query in double and its candidates do
 
 
 class _Code(ctypes.Structure):
@@ -73,12 +75,14 @@ class CodeLayout:
     Raises
     ------
     ValueError
-        For rows of more than `MAX_WORDS` words.
+        For rows of more than `MAX_WORDS` words or `MAX_DIMS` dimensions.
     """
 
     def __init__(self, quantizer: Quantizer, device: torch.device) -> None:
         dims, tables, self.segments = _described(quantizer)
         self.d = len(dims)
+        if self.d > MAX_DIMS:
+            raise ValueError(f"d must be at most {MAX_DIMS} on a CUDA device, got {self.d}")
         self.code_size = quantizer.code_size
         self.words = -(-quantizer.code_size // (4 * UNIT)) * UNIT
         if self.words > MAX_WORDS:
@@ -112,7 +116,7 @@ class CodeLayout:
 
     def exact_bytes(self) -> int:
         """Bytes of shared memory that the query and the tables of exact scores take."""
-        return 8 * (self.d + 48 * self._phases)
+        return 8 * (8 * self.words + 48) * self._phases if self._phases else 8 * self.d
 
 
 class ByteTables:

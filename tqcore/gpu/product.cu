@@ -1,9 +1,10 @@
-// Products of 8-bit integers with codes decoded in registers. Compiled with PHASES (dimensions a period), MEMORY,
-// TILES (groups of 8 queries) and BLOCKS (of threads, a multiprocessor). A warp takes 32 rows; lane 4 g + t holds rows
+// Products of 8-bit integers with codes decoded in registers. Compiled with PERIOD (nibbles) and PHASES (dimensions of a
+// period), MEMORY, TILES (groups of 8 queries) and BLOCKS (of threads, a multiprocessor). A warp takes 32 rows; lane 4 g + t holds rows
 // g, g + 8, g + 16 and g + 24, and of each of them the t-th quarter of the units, so that a register of four decoded
 // nibbles is a piece of the matrix operand.
 #define WARPS 8
 #define QUERIES (8 * TILES)
+#define AGES (TILES == 1 ? MEMORY : 1)  // operands of a nibble and a phase, see `accumulate`
 
 // Four bytes of a table of 16, chosen by the low four nibbles. The instruction spreads the sign of an entry chosen with
 // the top bit set, and entries are below 128: half a table gives 0 where the nibble lies in the other half.
@@ -20,11 +21,11 @@ __device__ __forceinline__ void multiply(int (&c)[4], u32 a0, u32 a1, u32 a2, u3
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b.x), "r"(b.y));
 }
 
-// Operand pieces float32 [padded][d] -> u32 [tiles][slots][TILES][32][2], columns (gain, offset, error, unused) and
-// thresholds; status[0] takes the first query that is not finite, padding takes no part. A block a query.
-extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int d, int period, int steps,
+// Operand pieces float32 [padded][d] -> u32 [tiles][slots][TILES][32][2], columns (gain, offset, error, unused),
+// thresholds and empty counts; status[0] takes the first query that is not finite, padding takes no part. A block a query.
+extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int d, int nibbles, int steps,
                                    float length, float missed, u32* pieces, float4* columns, float* threshold,
-                                   int* status) {
+                                   int* counts, u8* overflow, int* status) {
     extern __shared__ float q[];
     __shared__ float part[5][32];
     const int query = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -46,24 +47,27 @@ extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int 
     for (int w = 0; w < warps; ++w) most = fmaxf(most, part[0][w]), square += part[1][w];
     const float gain = most > 0 ? most / 127.0f : 1.0f, inverse = 1.0f / gain;
     float left = 0, offset = 0, used = 0;
-    const int count = 32 * steps * PHASES;  // words of this query
+    const int count = 32 * steps * PHASES * AGES;  // words of this query
     for (int k = threadIdx.x; k < count; k += blockDim.x) {
         const int slot = k >> 3, t = k >> 1 & 3;
-        const int phase = slot % PHASES, word = slot / PHASES & 3, step = slot / PHASES / 4;
-        const int first = ((t * steps + step) * 4 + word) * 8 + (k & 1) * 4;
+        const int age = slot % AGES, phase = slot / AGES % PHASES, word = slot / (AGES * PHASES);
+        const int first = ((t * steps + word / 4) * 4 + word % 4) * 8 + (k & 1) * 4;
         u32 packed = 0;
         for (int i = 0; i < 4; ++i) {
-            const int dim = (first + i) / period * PHASES + phase;
-            if (dim >= d || phase * period / PHASES != (first + i) % period) continue;
+            if (first + i >= nibbles) break;
+            const int next = first + i + age, closing = next < nibbles ? next : next - nibbles;
+            const int dim = closing / PERIOD * PHASES + phase;
+            if (dim >= d || phase * PERIOD / PHASES != closing % PERIOD) continue;
             const float v = q[dim] * bytes.step[phase];
             const int n = max(-127, min(127, __float2int_rn(v * inverse)));
+            packed |= (u32)(n & 255) << (8 * i);
+            if (age) continue;
             const float r = (v - (float)n * gain) / bytes.step[phase];
             left += r * r;
             offset += (float)n * bytes.zero[phase];
             used += fabsf((float)n);
-            packed |= (u32)(n & 255) << (8 * i);
         }
-        const i64 group = (i64)(query / QUERIES) * (4 * steps * PHASES) + slot;
+        const i64 group = (i64)(query / QUERIES) * (4 * steps * PHASES * AGES) + slot;
         pieces[((group * TILES + query / 8 % TILES) * 32 + query % 8 * 4 + t) * 2 + (k & 1)] = packed;
     }
     for (int m = 16; m; m >>= 1) {
@@ -82,6 +86,7 @@ extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int 
     const float error = 1.01f * (sqrtf(left) * (length + missed) + sqrtf(square) * missed) + sums;
     columns[query] = make_float4(gain, -gain * offset, error, 0.0f);
     threshold[query] = INF;
+    if (real) counts[query] = 0, overflow[query] = 0;
     if (real && !(square < INF)) atomicMin(status, query);
 }
 
@@ -94,6 +99,38 @@ struct Part {
     }
 };
 
+// Adds the products of one word of each of four rows with its pieces, and moves on to the next.
+#if TILES == 1
+// Matrix products are to be had here, additions are what is short: every age and half of a table has its own.
+__device__ __forceinline__ void accumulate(const Bytes& bytes, const u32 (&words)[4], u32 (&)[4],
+                                           int (&sums)[2][TILES][4], const uint2*& piece) {
+    u32 nibbles[2][4][2];  // [half of a table][row][half of the word]
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        const u32 flipped = words[k] ^ 0x88888888u;
+        nibbles[0][k][0] = words[k], nibbles[0][k][1] = words[k] >> 16;
+        nibbles[1][k][0] = flipped, nibbles[1][k][1] = flipped >> 16;
+    }
+#pragma unroll
+    for (int p = 0; p < PHASES; ++p)
+#pragma unroll
+        for (int o = 0; o < MEMORY; ++o) {
+            const uint2 b = *piece;
+            piece += 32;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                u32 a[4][2];
+#pragma unroll
+                for (int k = 0; k < 4; ++k)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half)
+                        a[k][half] = picked(bytes.entry[p][o][2 * h], bytes.entry[p][o][2 * h + 1], nibbles[h][k][half]);
+                multiply(sums[0][0], a[0][0], a[1][0], a[0][1], a[1][1], b);
+                multiply(sums[1][0], a[2][0], a[3][0], a[2][1], a[3][1], b);
+            }
+        }
+}
+#else
 // Decoded nibbles of a word, four a register: [half][phase].
 __device__ __forceinline__ void decode(const Bytes& bytes, u32 word, u32 previous, u32 (&out)[2][PHASES]) {
 #pragma unroll
@@ -114,18 +151,40 @@ __device__ __forceinline__ void decode(const Bytes& bytes, u32 word, u32 previou
     }
 }
 
+__device__ __forceinline__ void accumulate(const Bytes& bytes, const u32 (&words)[4], u32 (&previous)[4],
+                                           int (&sums)[2][TILES][4], const uint2*& piece) {
+    u32 a[4][2][PHASES];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        decode(bytes, words[k], previous[k], a[k]);
+        previous[k] = words[k];
+    }
+#pragma unroll
+    for (int p = 0; p < PHASES; ++p) {
+#pragma unroll
+        for (int n = 0; n < TILES; ++n) {
+            const uint2 b = piece[n * 32];
+            multiply(sums[0][n], a[0][0][p], a[1][0][p], a[0][1][p], a[1][1][p], b);
+            multiply(sums[1][n], a[2][0][p], a[3][0][p], a[2][1][p], a[3][1][p], b);
+        }
+        piece += TILES * 32;
+    }
+}
+#endif
+
 enum { BEST, HITS, STORE };
 
-// Products of all queries with the blocks of a part. BEST: the largest lower bound of each block, [queries][count].
-// HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go past `room` if there is none.
-// STORE: one tile; upper bounds of all rows [queries][rows of whole blocks], and the largest lower bound a warp, [queries][warps].
+// Products of all queries with the blocks of a part. BEST: the largest score of each block, [queries][count], its last
+// five bits the row in the block. HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go
+// past `room` if there is none. STORE: one tile; upper bounds of all rows [queries][rows of whole blocks], and the largest
+// score of each warp, likewise, [queries][warps], with its block.
 template <int MODE>
 __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, const Part& part, int units, int nibbles,
                                         int steps, int tiles, int slabs, const uint2* pieces, const float4* columns,
                                         const float* threshold, int nq, int room, int* counts, int* found,
-                                        float* upper, float* best) {
+                                        float* upper, float* best, int* places) {
     extern __shared__ __align__(16) uint2 shared[];
-    const int slots = 4 * steps * PHASES, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int slots = 4 * steps * PHASES * AGES, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     float4* column = (float4*)(shared + slots * TILES * 32);
     const int per_slab = (part.count + slabs - 1) / slabs;
     // The nibbles before this lane's first: of the word before, or at the start of a row the last ones.
@@ -133,6 +192,7 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
     const int before2 = t ? before1 - 1 : (nibbles + nibbles - 2) % nibbles;
     const int word1 = min(before1 >> 3, units * 4 - 1), word2 = min(before2 >> 3, units * 4 - 1);
     float highest[2] = {-INF, -INF};
+    int place[2] = {0, 0};
     int loaded = -1;
     for (int item = blockIdx.x; item < tiles * slabs; item += gridDim.x) {
         const int tile = item % tiles, slab = item / tiles;
@@ -157,6 +217,7 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
             for (int k = 0; k < 4; ++k) to[k] = __ldg(at + 8 * k);
         };
         const auto load_previous = [&](u32(&to)[4], i64 block) {
+            if (TILES == 1) return;
             const u32* first = rows.blocks + (block * units + (word1 >> 2)) * 128 + g * 4 + (word1 & 3);
 #pragma unroll
             for (int k = 0; k < 4; ++k) to[k] = __ldg(first + 32 * k) << (4 * (7 - (before1 & 7)));
@@ -189,23 +250,11 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
                 }
 #pragma unroll
                 for (int w = 0; w < 4; ++w) {
-                    u32 a[4][2][PHASES];
+                    u32 words[4];
 #pragma unroll
-                    for (int k = 0; k < 4; ++k) {
-                        const u32 word = w == 0 ? now[k].x : w == 1 ? now[k].y : w == 2 ? now[k].z : now[k].w;
-                        decode(bytes, word, previous[k], a[k]);
-                        previous[k] = word;
-                    }
-#pragma unroll
-                    for (int p = 0; p < PHASES; ++p) {
-#pragma unroll
-                        for (int n = 0; n < TILES; ++n) {
-                            const uint2 b = piece[n * 32];
-                            multiply(sums[0][n], a[0][0][p], a[1][0][p], a[0][1][p], a[1][1][p], b);
-                            multiply(sums[1][n], a[2][0][p], a[3][0][p], a[2][1][p], a[3][1][p], b);
-                        }
-                        piece += TILES * 32;
-                    }
+                    for (int k = 0; k < 4; ++k)
+                        words[k] = w == 0 ? now[k].x : w == 1 ? now[k].y : w == 2 ? now[k].z : now[k].w;
+                    accumulate(bytes, words, previous, sums, piece);
                 }
 #pragma unroll
                 for (int k = 0; k < 4; ++k) now[k] = next[k];
@@ -220,7 +269,6 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
                 size[k] = fabsf(scale[k]);
                 // Rows that take no part compare as false.
                 half[k] = !ok ? __int_as_float(0x7fffffff) : rows.half_norm ? -rows.half_norm[row] : 0.0f;
-                half[k] *= MODE == BEST ? 1.000001f : 0.999999f;
             }
             u32 hit[(TILES + 3) / 4];
 #pragma unroll
@@ -235,16 +283,18 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
 #pragma unroll
                     for (int k = 0; k < 4; ++k) {
                         const float dot = fmaf((float)sums[k >> 1][n][(k & 1) * 2 + c], v.x, v.y);
-                        const float bound = fmaf(scale[k], dot, fmaf(size[k], MODE == BEST ? -v.z : v.z, half[k]));
-                        if (MODE == BEST) most = fmaxf(most, bound);
+                        const float bound = fmaf(scale[k], dot, fmaf(size[k], v.z, half[k] * 0.999999f));
                         if (MODE == HITS && bound >= v.w) hit[n >> 2] |= 1u << ((n & 3) * 8 + c * 4 + k);
                         if (MODE == STORE) {
                             const i64 row = block * 32 + g + 8 * k;
                             if (own < nq && row < rows.n) upper[own * ((rows.n + 31) / 32 * 32) + row] = bound;
-                            most = fmaxf(most, bound - 2.0f * size[k] * v.z + 0.000002f * half[k]);
+                        }
+                        if (MODE != HITS) {
+                            const u32 score = __float_as_uint(fmaf(scale[k], dot, half[k]));
+                            most = fmaxf(most, __uint_as_float((score & ~31u) | (g + 8 * k)));
                         }
                     }
-                    if (MODE == STORE) highest[c] = fmaxf(highest[c], most);
+                    if (MODE == STORE && most > highest[c]) highest[c] = most, place[c] = (int)block;
                     if (MODE == BEST) {
                         for (int m = 4; m < 32; m *= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, m));
                         const int query = tile * QUERIES + own;
@@ -265,9 +315,15 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
     if (MODE == STORE)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-            for (int m = 4; m < 32; m *= 2) highest[c] = fmaxf(highest[c], __shfl_xor_sync(0xffffffffu, highest[c], m));
-            if (g == 0 && t * 2 + c < nq)
-                best[(i64)(t * 2 + c) * gridDim.x * WARPS + blockIdx.x * WARPS + warp] = highest[c];
+            for (int m = 4; m < 32; m *= 2) {
+                const float other = __shfl_xor_sync(0xffffffffu, highest[c], m);
+                const int at = __shfl_xor_sync(0xffffffffu, place[c], m);
+                if (other > highest[c]) highest[c] = other, place[c] = at;
+            }
+            if (g == 0 && t * 2 + c < nq) {
+                const i64 to = (i64)(t * 2 + c) * gridDim.x * WARPS + blockIdx.x * WARPS + warp;
+                best[to] = highest[c], places[to] = place[c];
+            }
         }
 }
 
@@ -275,9 +331,9 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
     extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) name(                                 \
         const __grid_constant__ Bytes bytes, Rows rows, Part part, int units, int nibbles, int steps, int tiles,       \
         int slabs, const uint2* pieces, const float4* columns, const float* threshold, int nq, int room, int* counts,  \
-        int* found, float* upper, float* best) {                                                                       \
+        int* found, float* upper, float* best, int* places) {                                                          \
         product<MODE>(bytes, rows, part, units, nibbles, steps, tiles, slabs, pieces, columns, threshold, nq, room,    \
-                      counts, found, upper, best);                                                                     \
+                      counts, found, upper, best, places);                                                             \
     }
 
 #if TILES == 1
@@ -299,10 +355,10 @@ extern "C" __global__ void collect_scores(Code code, Rows rows, const float* q, 
         const i64 first = base + lane * 4;
         float4 v = make_float4(0, 0, 0, 0);
         if (first < padded) v = *(const float4*)(bounds + first);
-        const float bound[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
+#pragma unroll 1
         for (int c = 0; c < 4; ++c) {
-            u32 hits = __ballot_sync(0xffffffffu, first + c < rows.n && bound[c] >= t);
+            const float bound = c == 0 ? v.x : c == 1 ? v.y : c == 2 ? v.z : v.w;
+            u32 hits = __ballot_sync(0xffffffffu, first + c < rows.n && bound >= t);
             for (; hits; hits &= hits - 1) {
                 const i64 other = base + (__ffs(hits) - 1) * 4 + c;
                 const double score = exact_score(code, rows, exact, other, words, lane);

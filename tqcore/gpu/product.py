@@ -20,8 +20,10 @@ _PROCESSORS = 132
 _ROOM = 4096  # candidates a query that one block sorts
 _SHARED = 220 << 10
 _WARPS = 8
+_MOST_WARPS = 32  # where there are few blocks
 _SLAB = 256  # blocks of rows that stay in the second-level cache while all queries pass
-_PERIODS = (16, 4, 1)  # of the blocks seen before a threshold is raised
+_PERIODS = (16, 4, 1)  # of the blocks that the first threshold comes from
+_RAISED = 4  # period of the blocks searched before the threshold is raised
 _SAMPLED = 512  # rows a result that the first threshold comes from at least
 
 
@@ -31,12 +33,13 @@ def sources(*names: str) -> str:
     return "\n".join(files("tqcore.gpu").joinpath(name).read_text() for name in names)
 
 
-def _kernel(name: str, phases: int, memory: int, tiles: int) -> Kernel:
+def _kernel(name: str, tables: ByteTables, tiles: int) -> Kernel:
     options = (
-        f"-DPHASES={phases}",
-        f"-DMEMORY={memory}",
+        f"-DPERIOD={tables.period}",
+        f"-DPHASES={tables.phases}",
+        f"-DMEMORY={tables.memory}",
         f"-DTILES={tiles}",
-        f"-DBLOCKS={_blocks(phases, tiles)}",
+        f"-DBLOCKS={_blocks(tables.phases, tiles)}",
     )
     return compile_module(sources("rows.cuh", "product.cu"), options).kernel(name)
 
@@ -47,9 +50,12 @@ def _select(name: str) -> Kernel:
 
 def _blocks(phases: int, tiles: int) -> int:
     """Thread blocks of a multiprocessor, as registers allow."""
-    if tiles == 1 and phases == 1:
-        return 3
     return 2 if tiles == 1 or tiles * phases <= 8 else 1
+
+
+def _piece_bytes(layout: CodeLayout, tables: ByteTables, tiles: int) -> int:
+    """Bytes of the operands of 8 queries: one for each word, phase and, in a single tile, age."""
+    return 4 * _steps(layout) * tables.phases * (tables.memory if tiles == 1 else 1) * 256
 
 
 class _Part(ctypes.Structure):
@@ -77,9 +83,19 @@ class Found:
     scores: torch.Tensor | None = None
 
     @classmethod
-    def empty(cls, nq: int, room: int, device: torch.device, status: torch.Tensor | None = None) -> Found:
+    def empty(cls, nq: int, room: int, device: torch.device) -> Found:
         """Nothing found yet."""
-        counts = torch.zeros(5 * nq, dtype=torch.uint8, device=device)
+        found = cls.uninitialized(nq, room, device)
+        found.counts.zero_()
+        found.overflow.zero_()
+        return found
+
+    @classmethod
+    def uninitialized(
+        cls, nq: int, room: int, device: torch.device, status: torch.Tensor | None = None
+    ) -> Found:
+        """Room whose counts a kernel sets to zero."""
+        counts = torch.empty(5 * nq, dtype=torch.uint8, device=device)
         rows = torch.empty(nq, room, dtype=torch.int32, device=device)
         return cls(counts[: 4 * nq].view(torch.int32), rows, counts[4 * nq :], status)
 
@@ -89,21 +105,27 @@ def _steps(layout: CodeLayout) -> int:
     return -(-layout.words // (4 * UNIT))
 
 
-def _tiles(layout: CodeLayout, phases: int, n: int, nq: int) -> int:
+def _tiles(layout: CodeLayout, tables: ByteTables, n: int, nq: int) -> int:
     """Groups of 8 queries of a block, 1 if bounds of all rows are kept; 0 where they fit no shared memory."""
     if nq <= 8 and nq * n <= _MOST_KEPT:
         wanted = 1
     else:
         wanted = next((t for t in (4, 8, 14, 16) if nq <= 8 * t), 16)
-    slots = 4 * _steps(layout) * phases
-    return next((t for t in (16, 14, 8, 4, 1) if t <= wanted and t * (256 * slots + 128) <= _SHARED), 0)
+    return next(
+        (
+            t
+            for t in (16, 14, 8, 4, 1)
+            if t <= wanted and t * (_piece_bytes(layout, tables, t) + 128) <= _SHARED
+        ),
+        0,
+    )
 
 
 def takes(layout: CodeLayout, rows: DeviceRows, nq: int, k: int) -> bool:
     """Whether `search_bytes` is made for such a search."""
     if layout.bytes is None or k > _MOST_RESULTS or rows.n >= 1 << 31:
         return False
-    tiles = _tiles(layout, layout.bytes.phases, rows.n, nq)
+    tiles = _tiles(layout, layout.bytes, rows.n, nq)
     if layout.bytes.period > 1 and nq > 8 * tiles:
         return False  # decoding once for all queries is faster then
     return tiles > 1 or (tiles == 1 and nq <= 8 and nq * rows.n <= _MOST_KEPT)
@@ -114,10 +136,24 @@ def batch(n: int) -> int:
     return max(128, min(16384, (_MOST_KEPT // -(-n // (LANES * _PERIODS[0]))) // 128 * 128))
 
 
-def kth(values: torch.Tensor, k: int, out: torch.Tensor) -> None:
-    """Put the k-th largest of each row of float32 [nq, count] into `out`, float32 [>= nq]; -inf for fewer."""
-    threads = 1024 if len(values) <= 2 * _PROCESSORS else 256
-    _select("kth")((len(values),), (threads,), (values, values.shape[1], k, out))
+def _first_threshold(
+    layout: CodeLayout,
+    rows: DeviceRows,
+    q: torch.Tensor,
+    best: torch.Tensor,
+    places: torch.Tensor | None,
+    period: int,
+    k: int,
+    threshold: torch.Tensor,
+) -> None:
+    """Set thresholds to the least exact score of the k rows that the largest of `best`, float32 [nq, count], name."""
+    warps = _MOST_WARPS if len(q) <= 2 * _PROCESSORS and layout.words <= 256 else _WARPS
+    _select("first_threshold")(
+        (len(q),),
+        (32 * warps,),
+        (layout.argument(), rows.argument(), q, best, places, period, best.shape[1], k, threshold),
+        shared=layout.exact_bytes() + 4 * warps * layout.words,
+    )
 
 
 def finish(
@@ -133,11 +169,9 @@ def finish(
     """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th."""
     room = found.rows.shape[1]
     warps = 8 if layout.words <= 512 else 2
-    if len(q) <= 2 * _PROCESSORS and layout.words <= 256:
-        warps = 32  # few blocks: more warps of each
     distances, labels = results or (None, None)
     scores = found.scores
-    if scores is None and 1 < len(q) <= 2 * _PROCESSORS and layout.words <= 256:
+    if scores is None and len(q) <= 2 * _PROCESSORS and layout.words <= 256:
         scores = _scored(layout, rows, q, found)
     _select("finish")(
         (len(q),),
@@ -168,7 +202,7 @@ def _scored(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, found: Found)
     room = found.rows.shape[1]
     scores = torch.empty(len(q), room, dtype=torch.float64, device=q.device)
     _select("score_found")(
-        (-(-8 * _PROCESSORS // len(q)), len(q)),
+        (-(-4 * _PROCESSORS // len(q)), len(q)),
         (32 * _WARPS,),
         (layout.argument(), rows.argument(), q, found.counts, found.rows, room, scores),
         shared=layout.exact_bytes() + 4 * _WARPS * layout.words,
@@ -190,11 +224,12 @@ class _Product:
     ) -> None:
         self._layout, self._rows, self.nq = layout, rows, len(q)
         self._steps, self._tables = _steps(layout), tables
-        self.tiles = _tiles(layout, tables.phases, rows.n, len(q))
+        self.tiles = _tiles(layout, tables, rows.n, len(q))
+        self.found = Found.uninitialized(len(q), _ROOM if len(q) <= 1024 else _ROOM // 2, q.device, status)
         padded = -(-len(q) // (8 * self.tiles)) * 8 * self.tiles
-        slots = 4 * self._steps * tables.phases
-        self._shared = self.tiles * (slots * 256 + 128)
-        self._pieces = torch.empty(padded * slots * 32, dtype=torch.uint8, device=q.device)
+        size = _piece_bytes(layout, tables, self.tiles)
+        self._shared = self.tiles * (size + 128)
+        self._pieces = torch.empty(padded // 8 * size, dtype=torch.uint8, device=q.device)
         columns = torch.empty(5 * padded, device=q.device)
         self._columns, self.threshold = columns[: 4 * padded], columns[4 * padded :]
         self._batches = padded // (8 * self.tiles)
@@ -206,19 +241,21 @@ class _Product:
                 q,
                 self.nq,
                 layout.d,
-                tables.period,
+                layout.nibbles,
                 self._steps,
                 *lengths,
                 self._pieces,
                 self._columns,
                 self.threshold,
+                self.found.counts,
+                self.found.overflow,
                 status,
             ),
             shared=4 * layout.d,
         )
 
     def _kernel(self, name: str) -> Kernel:
-        return _kernel(name, self._tables.phases, self._tables.memory, self.tiles)
+        return _kernel(name, self._tables, self.tiles)
 
     def blocks(self) -> int:
         """Thread blocks that fill the device."""
@@ -235,9 +272,9 @@ class _Product:
         self,
         name: str,
         part: _Part,
-        found: Found | None,
-        upper: torch.Tensor | None,
-        best: torch.Tensor | None,
+        upper: torch.Tensor | None = None,
+        best: torch.Tensor | None = None,
+        places: torch.Tensor | None = None,
     ) -> None:
         """Launch one of the kernels of product.cu."""
         grid = self.blocks()
@@ -260,11 +297,12 @@ class _Product:
                 self._columns,
                 self.threshold,
                 self.nq,
-                0 if found is None else found.rows.shape[1],
-                None if found is None else found.counts,
-                None if found is None else found.rows,
+                self.found.rows.shape[1],
+                self.found.counts,
+                self.found.rows,
                 upper,
                 best,
+                places,
             ),
             shared=self._shared,
         )
@@ -289,42 +327,49 @@ def search_bytes(
     product = _Product(layout, tables, rows, q, lengths, status)
     blocks = -(-rows.n // LANES)
     if product.tiles == 1:
-        grid = product.blocks()
-        upper = torch.empty(nq, blocks * LANES, device=device)
-        best = torch.empty(nq, grid * _WARPS, device=device)
-        product.run("store", _Part.of(blocks, 1), None, upper, best)
-        found = Found.empty(nq, _ROOM, device, status)
-        kth(best, k, product.threshold)
-        found.scores = torch.empty(nq, _ROOM, dtype=torch.float64, device=device)
-        _kernel("collect_scores", tables.phases, tables.memory, 1)(
-            (min(-(-8 * _PROCESSORS // nq), -(-blocks // (4 * _WARPS))), nq),
-            (32 * _WARPS,),
-            (
-                layout.argument(),
-                rows.argument(),
-                q,
-                upper,
-                product.threshold,
-                _ROOM,
-                found.counts,
-                found.rows,
-                found.scores,
-            ),
-            shared=layout.exact_bytes() + 4 * _WARPS * layout.words,
-        )
-        finish(layout, rows, q, constants, found, k, results)
-        return found
-    found = Found.empty(nq, _ROOM if nq <= 1024 else _ROOM // 2, device, status)
-    periods = [p for p in _PERIODS if p == 1 or blocks * LANES // p >= _SAMPLED * k]
-    sample = _Part.of(blocks, periods[0])
-    best = torch.empty(nq, sample.count, device=device)
-    product.run("best_of", sample, None, None, best)
-    kth(best, k, product.threshold)
-    del best
-    for i, period in enumerate(periods):
-        part = _Part.of(blocks, period, periods[i - 1] // period if i else 0)
-        product.run("hits_of", part, found, None, None)
-        if period > 1:
-            finish(layout, rows, q, None, found, k, None, product.threshold)
-    finish(layout, rows, q, constants, found, k, results)
-    return found
+        _search_all(layout, tables, rows, q, product, k)
+    else:
+        period = next(p for p in _PERIODS if p == 1 or blocks * LANES // p >= _SAMPLED * k)
+        sample = _Part.of(blocks, period)
+        best = torch.empty(nq, sample.count, device=device)
+        product.run("best_of", sample, best=best)
+        _first_threshold(layout, rows, q, best, None, period, k, product.threshold)
+        if period > _RAISED:
+            product.run("hits_of", _Part.of(blocks, _RAISED))
+            finish(layout, rows, q, None, product.found, k, None, product.threshold)
+            product.run("hits_of", _Part.of(blocks, 1, _RAISED))
+        else:
+            product.run("hits_of", _Part.of(blocks, 1))
+    finish(layout, rows, q, constants, product.found, k, results)
+    return product.found
+
+
+def _search_all(
+    layout: CodeLayout, tables: ByteTables, rows: DeviceRows, q: torch.Tensor, product: _Product, k: int
+) -> None:
+    """Candidates of a few queries with their scores: upper bounds of all rows are kept until the threshold is known."""
+    nq, blocks = len(q), -(-rows.n // LANES)
+    upper = torch.empty(nq, blocks * LANES, device=q.device)
+    warps = product.blocks() * _WARPS
+    best = torch.empty(nq, warps, device=q.device)
+    places = torch.empty(nq, warps, dtype=torch.int32, device=q.device)
+    product.run("store", _Part.of(blocks, 1), upper, best, places)
+    _first_threshold(layout, rows, q, best, places, 1, k, product.threshold)
+    found = product.found
+    found.scores = torch.empty(found.rows.shape, dtype=torch.float64, device=q.device)
+    _kernel("collect_scores", tables, 1)(
+        (min(-(-4 * _PROCESSORS // nq), -(-blocks // (4 * _WARPS))), nq),
+        (32 * _WARPS,),
+        (
+            layout.argument(),
+            rows.argument(),
+            q,
+            upper,
+            product.threshold,
+            found.rows.shape[1],
+            found.counts,
+            found.rows,
+            found.scores,
+        ),
+        shared=layout.exact_bytes() + 4 * _WARPS * layout.words,
+    )

@@ -12,7 +12,7 @@ from tqcore.gpu.product import search_bytes, takes
 from tqcore.gpu.quantizer import DeviceQuantizer
 from tqcore.gpu.search import settle
 
-__all__ = ["Replays", "repeats"]
+__all__ = ["Replays"]
 
 _MOST_QUERIES = 1024  # beyond, launches are a small part of the time
 _MOST_BOUNDS = 1 << 24  # of scratch, in values of 4 bytes
@@ -20,7 +20,7 @@ _KEPT = 4  # graphs, each with its scratch
 _SEEN = 16
 
 
-def repeats(coder: DeviceQuantizer, rows: DeviceRows, nq: int, k: int) -> bool:
+def _repeats(coder: DeviceQuantizer, rows: DeviceRows, nq: int, k: int) -> bool:
     """Whether a search of `nq` queries is worth a graph, and its scratch worth keeping."""
     if not 0 < nq <= _MOST_QUERIES or rows.n == 0 or rows.mask is not None:
         return False
@@ -43,7 +43,8 @@ class _Replay:
         self._coder, self.rows, self._k, self.lengths = coder, rows, k, lengths
         self._lock = threading.Lock()
         self._status = torch.empty(2, dtype=torch.int32, pin_memory=True)
-        self._status.numpy()[:] = len(q), 0
+        self._flags = self._status.numpy()
+        self._flags[:] = len(q), 0
         self._q = q.clone()
         self._graph = torch.cuda.CUDAGraph()
         tables = coder.layout.bytes
@@ -76,12 +77,13 @@ class _Replay:
                 self._graph.capture_end()
         torch.cuda.current_stream().wait_stream(stream)
 
-    def __call__(self, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, q: torch.Tensor, stream: torch.cuda.Stream) -> tuple[torch.Tensor, torch.Tensor]:
         with self._lock:
-            self._status.numpy()[:] = len(q), 0
+            self._flags[:] = len(q), 0
             self._q.copy_(q)
             self._graph.replay()
             results = self._results[0].clone(), self._results[1].clone()
+            stream.synchronize()
             settle(
                 self._coder.layout,
                 self.rows,
@@ -122,12 +124,18 @@ class Replays:
         k: int,
         metric: str,
         lengths: tuple[float, float],
+        stream: torch.cuda.Stream,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Results of `tqcore.gpu.search.search` for queries float32 [nq, d] as given; None the first time."""
-        key = (len(q), k, metric, torch.cuda.current_stream().cuda_stream)
+        """Results of `tqcore.gpu.search.search` for queries float32 [nq, d] as given, on torch's current stream.
+
+        None the first time, and for searches that are worth no graph or whose scratch is not worth keeping.
+        """
+        key = (len(q), k, metric, stream.cuda_stream)
         with self._lock:
             replay = self._captured.get(key)
             if replay is None or replay.rows is not rows or replay.lengths != lengths:
+                if not _repeats(coder, rows, len(q), k):
+                    return None
                 if key not in self._seen:
                     self._seen[key] = None  # the first search compiles, which no graph can hold
                     if len(self._seen) > _SEEN:
@@ -138,4 +146,4 @@ class Replays:
                     self._captured.popitem(last=False)
                 replay = self._captured[key] = _Replay(coder, rows, q, k, metric, lengths)
             self._captured.move_to_end(key)
-        return replay(q)
+        return replay(q, stream)

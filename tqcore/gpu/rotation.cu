@@ -1,15 +1,19 @@
 // Norms and the Hadamard rotation, a block a row in shared memory, in the CPU's order of float32 operations.
+typedef unsigned int u32;
 typedef long long i64;
 
-// `levels` stages of the transform from `stride` on, on values held in registers, times c.
+// Where value k lies: a gap after eight spares bank conflicts at every stride.
+__device__ __forceinline__ int place(int k) { return k + (k >> 3); }
+
+// `levels` stages of the transform of p values from `first` on, from `stride` on, on values held in registers, times c.
 template <int levels>
-__device__ __forceinline__ void stages(float* y, int p, int stride, float c) {
+__device__ __forceinline__ void stages(float* y, int first, int p, int stride, float c) {
     constexpr int many = 1 << levels;
     for (int t = threadIdx.x; t < p / many; t += blockDim.x) {
-        float* at = y + (t & ~(stride - 1)) * many + (t & (stride - 1));
+        const int at = first + (t & ~(stride - 1)) * many + (t & (stride - 1));
         float v[many];
 #pragma unroll
-        for (int i = 0; i < many; ++i) v[i] = at[i * stride];
+        for (int i = 0; i < many; ++i) v[i] = y[place(at + i * stride)];
 #pragma unroll
         for (int half = 1; half < many; half *= 2)
 #pragma unroll
@@ -20,34 +24,44 @@ __device__ __forceinline__ void stages(float* y, int p, int stride, float c) {
                     v[i + half] = __fsub_rn(a, b);
                 }
 #pragma unroll
-        for (int i = 0; i < many; ++i) at[i * stride] = __fmul_rn(v[i], c);
+        for (int i = 0; i < many; ++i) y[place(at + i * stride)] = __fmul_rn(v[i], c);
     }
     __syncthreads();
 }
 
-__device__ void transform(float* y, int p, float c) {
+// Of p values, a power of two from 8 on. One copy: for few rows fetching the code takes most of the time.
+__device__ __noinline__ void transform(float* y, int first, int p, float c) {
     int stride = 1;
-    for (; stride * 8 < p; stride *= 8) stages<3>(y, p, stride, 1.0f);
-    if (stride * 8 == p)
-        stages<3>(y, p, stride, c);
-    else if (stride * 4 == p)
-        stages<2>(y, p, stride, c);
+    for (; stride * 8 <= p; stride *= 8) stages<3>(y, first, p, stride, stride * 8 == p ? c : 1.0f);
+    if (stride * 4 == p)
+        stages<2>(y, first, p, stride, c);
     else if (stride * 2 == p)
-        stages<1>(y, p, stride, c);
-    else
-        stages<0>(y, p, stride, c);
+        stages<1>(y, first, p, stride, c);
 }
 
-__device__ void apply_signs(float* y, const float* signs, int d) {
-    for (int k = threadIdx.x; k < d; k += blockDim.x) y[k] = __fmul_rn(y[k], signs[k]);
+// Signs as bits, of d values.
+__device__ void apply_signs(float* y, const u32* signs, int d) {
+    for (int k = threadIdx.x; k < d; k += blockDim.x)
+        if (signs[k >> 5] >> (k & 31) & 1) y[place(k)] = -y[place(k)];
     __syncthreads();
+}
+
+// Bit k % 32 of word k // 32 of each of six rows: whether signs[row][k] is negative.
+__device__ void gather_signs(const float* signs, int d, u32* bits) {
+    const int words = (d + 31) / 32, lane = threadIdx.x & 31;
+#pragma unroll 8
+    for (int w = threadIdx.x >> 5; w < 6 * words; w += blockDim.x >> 5) {
+        const int row = w / words, k = (w - row * words) * 32 + lane;
+        const u32 negative = __ballot_sync(0xffffffffu, k < d && signs[row * d + k] < 0.0f);
+        if (lane == 0) bits[w] = negative;
+    }
 }
 
 __device__ void mix(float* y, int h, float c) {
     for (int k = threadIdx.x; k < h; k += blockDim.x) {
-        const float a = y[k], b = y[k + h];
-        y[k] = __fmul_rn(__fadd_rn(a, b), c);
-        y[k + h] = __fmul_rn(__fsub_rn(a, b), c);
+        const float a = y[place(k)], b = y[place(k + h)];
+        y[place(k)] = __fmul_rn(__fadd_rn(a, b), c);
+        y[place(k + h)] = __fmul_rn(__fsub_rn(a, b), c);
     }
     __syncthreads();
 }
@@ -57,17 +71,20 @@ extern "C" __global__ void rotate(const float* x, i64 n, int d, int p, float c, 
                                   int inverse, double* norms, float* out) {
     extern __shared__ float y[];
     __shared__ double gain;
-    if (signs)
-        for (int k = 32 * threadIdx.x; k < 6 * d; k += 32 * blockDim.x)
-            asm volatile("prefetch.global.L1 [%0];" ::"l"(signs + k));
+    u32* bits = (u32*)y + d + d / 8;
+    const int words = (d + 31) / 32;
+    if (signs) gather_signs(signs, d, bits);
     for (i64 row = blockIdx.x; row < n; row += gridDim.x) {
-        for (int k = threadIdx.x; k < d; k += blockDim.x) y[k] = x[row * d + k];
+        for (int k = threadIdx.x; k < d; k += blockDim.x) y[place(k)] = x[row * d + k];
         __syncthreads();
         if (norms) {
             if (threadIdx.x < 32) {
                 double sum = 0.0;
                 if (threadIdx.x < 8)
-                    for (int k = threadIdx.x; k < d; k += 8) sum = __dadd_rn(sum, __dmul_rn((double)y[k], (double)y[k]));
+                    for (int k = threadIdx.x; k < d; k += 8) {
+                        const double v = y[place(k)];
+                        sum = __dadd_rn(sum, __dmul_rn(v, v));
+                    }
                 for (int step = 4; step; step >>= 1) sum += __shfl_down_sync(0xffffffffu, sum, step);
                 if (threadIdx.x == 0) {
                     const double norm = __dsqrt_rn(sum);
@@ -76,32 +93,32 @@ extern "C" __global__ void rotate(const float* x, i64 n, int d, int p, float c, 
                 }
             }
             __syncthreads();
-            for (int k = threadIdx.x; k < d; k += blockDim.x) y[k] = (float)__dmul_rn((double)y[k], gain);
+            for (int k = threadIdx.x; k < d; k += blockDim.x) y[place(k)] = (float)__dmul_rn((double)y[place(k)], gain);
             __syncthreads();
         }
         if (signs)
             for (int round = 0; round < 3; ++round) {
                 const int r = inverse ? 2 - round : round;
-                const float *first = signs + r * 2 * d, *second = first + d;
+                const u32 *first = bits + r * 2 * words, *second = first + words;
                 if (!inverse) {
                     apply_signs(y, first, d);
-                    transform(y, p, c);
+                    transform(y, 0, p, c);
                     if (d > p) {
                         apply_signs(y, second, d);
-                        transform(y + d - p, p, c);
+                        transform(y, d - p, p, c);
                         if (r < 2) mix(y, d / 2, half_root);
                     }
                 } else {
                     if (d > p) {
                         if (r < 2) mix(y, d / 2, half_root);
-                        transform(y + d - p, p, c);
+                        transform(y, d - p, p, c);
                         apply_signs(y, second, d);
                     }
-                    transform(y, p, c);
+                    transform(y, 0, p, c);
                     apply_signs(y, first, d);
                 }
             }
-        for (int k = threadIdx.x; k < d; k += blockDim.x) out[row * d + k] = y[k];
+        for (int k = threadIdx.x; k < d; k += blockDim.x) out[row * d + k] = y[place(k)];
         __syncthreads();
     }
 }

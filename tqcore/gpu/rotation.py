@@ -12,7 +12,7 @@ from tqcore.gpu.rtc import Kernel, Long, compile_module
 
 __all__ = ["MAX_ROTATED", "hadamard_rotate", "normalize"]
 
-MAX_ROTATED = 49152  # dimensions whose row fits the shared memory of one block
+MAX_ROTATED = 40960  # dimensions whose row fits the shared memory of one block
 
 
 @lru_cache(maxsize=1)
@@ -71,6 +71,6 @@ def _launch(
                 (min(n, 1 << 16),),
                 (min(1024, max(32, p // 4)),),
                 (x, Long(n), d, p, c, half_root, signs, inverse, norms, out),
-                shared=4 * d,
+                shared=4 * (d + d // 8 + 6 * -(-d // 32)),
             )
     return out

@@ -51,52 +51,82 @@ __device__ __forceinline__ float decoded(const Code& code, int4 at, const u32* w
     return v;
 }
 
-// The queries and tables of exact scores in shared memory, as doubles: conversions are slow.
+// The query and the tables of exact scores in shared memory, as doubles: conversions are slow. Of one chain the query
+// lies as [phase][nibble of a word][word], so that lanes that take a word each meet no bank conflicts.
 struct Exact {
     const double *q, *tables;
 
-    static __device__ __forceinline__ int size(const Code& code) { return code.d + 48 * code.phases; }
+    static __device__ __forceinline__ int coordinates(const Code& code) {
+        return code.phases ? 8 * code.phases * code.words : code.d;
+    }
+    static __device__ __forceinline__ int size(const Code& code) { return coordinates(code) + 48 * code.phases; }
 
-    __device__ __forceinline__ Exact(const Code& code, const float* q_in, double* at) : q(at), tables(at + code.d) {
-        for (int i = threadIdx.x; i < code.d; i += blockDim.x) at[i] = q_in[i];
-        for (int i = threadIdx.x; i < 48 * code.phases; i += blockDim.x) at[code.d + i] = code.tables[i];
+    __device__ __forceinline__ Exact(const Code& code, const float* q_in, double* at)
+        : q(at), tables(at + coordinates(code)) {
+        for (int i = threadIdx.x; i < coordinates(code); i += blockDim.x) {
+            const int j = i >> (code.phases >> 1), phase = i & (code.phases - 1);
+            const int to = code.phases ? (phase * 8 + (j & 7)) * code.words + (j >> 3) : i;
+            at[to] = i < code.d ? q_in[i] : 0.0f;
+        }
+        for (int i = threadIdx.x; i < 48 * code.phases; i += blockDim.x) at[coordinates(code) + i] = code.tables[i];
         __syncthreads();
     }
 };
 
-// <q, yhat> of a row whose words lie at `words`, in double, the same sum for equal codes; all lanes get it.
-__device__ __forceinline__ double exact_dot(const Code& code, const Exact& exact, const u32* words, int lane) {
+// The word before word w of a row, or at its start what ends with the row's last nibble: nibbles form a ring.
+__device__ __forceinline__ u32 word_before(const Code& code, const Rows& rows, i64 row, int w) {
+    if (w) return word_at(rows, code.words, row, w - 1);
+    const int last = code.nibbles - 1, at = last >> 3;
+    const u32 low = word_at(rows, code.words, row, max(at - 1, 0)), high = word_at(rows, code.words, row, at);
+    return __funnelshift_l(low, high, 4 * (7 - (last & 7)));
+}
+
+// This lane's share of <q, yhat> for a row of one chain, a word at a time.
+__device__ __forceinline__ double chain_dot(const Code& code, const Rows& rows, const Exact& exact, i64 row, int lane) {
     double sum = 0;
-    if (code.phases) {
-        const int shift = code.phases >> 1;  // log2 of 1, 2, 4
-        const double* t = exact.tables + (lane & (code.phases - 1)) * 48;
-#pragma unroll 4
-        for (int i = lane; i < code.d; i += 32) {
-            const int j = i >> shift, j1 = j ? j - 1 : code.nibbles - 1;
-            double v = t[nibble(words, 1, j)] + t[16 + nibble(words, 1, j1)];
-            if (code.memory == 3) v += t[32 + nibble(words, 1, j1 ? j1 - 1 : code.nibbles - 1)];
-            sum += exact.q[i] * v;
-        }
-    } else {
-#pragma unroll 4
-        for (int i = lane; i < code.d; i += 32) {
-            const int4 at = code.dims[i];
-            const float* t = code.tables + at.w * 48;
-            double v = t[nibble(words, 1, at.x)];
-            if (at.y >= 0) v += (double)t[16 + nibble(words, 1, at.y)];
-            if (at.z >= 0) v += (double)t[32 + nibble(words, 1, at.z)];
-            sum += exact.q[i] * v;
+    for (int w = lane; w < code.words; w += 32) {
+        const u32 word = word_at(rows, code.words, row, w), before = word_before(code, rows, row, w);
+        const u32 first = __funnelshift_l(before, word, 4), second = __funnelshift_l(before, word, 8);
+        for (int phase = 0; phase < code.phases; ++phase) {
+            const double *t = exact.tables + phase * 48, *q = exact.q + phase * 8 * code.words + w;
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+                double v = t[word >> (4 * n) & 15] + t[16 + (first >> (4 * n) & 15)];
+                if (code.memory == 3) v += t[32 + (second >> (4 * n) & 15)];
+                sum += q[n * code.words] * v;
+            }
         }
     }
-    for (int m = 16; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
     return sum;
 }
 
+// The same for any code, from the row's words.
+__device__ __forceinline__ double code_dot(const Code& code, const Exact& exact, const u32* words, int lane) {
+    double sum = 0;
+    for (int i = lane; i < code.d; i += 32) {
+        const int4 at = code.dims[i];
+        const float* t = code.tables + at.w * 48;
+        double v = t[nibble(words, 1, at.x)];
+        if (at.y >= 0) v += (double)t[16 + nibble(words, 1, at.y)];
+        if (at.z >= 0) v += (double)t[32 + nibble(words, 1, at.z)];
+        sum += exact.q[i] * v;
+    }
+    return sum;
+}
+
+// The exact score of a row in double, the same for equal codes; all lanes of a warp get it. `words`: room for a row.
 __device__ __forceinline__ double exact_score(const Code& code, const Rows& rows, const Exact& exact, i64 row,
                                               u32* words, int lane) {
-    __syncwarp();
-    for (int w = lane; w < code.words; w += 32) words[w] = word_at(rows, code.words, row, w);
-    __syncwarp();
-    const double s = (double)rows.scale[row] * exact_dot(code, exact, words, lane);
+    double sum;
+    if (code.phases) {
+        sum = chain_dot(code, rows, exact, row, lane);
+    } else {
+        __syncwarp();
+        for (int w = lane; w < code.words; w += 32) words[w] = word_at(rows, code.words, row, w);
+        __syncwarp();
+        sum = code_dot(code, exact, words, lane);
+    }
+    for (int m = 16; m; m >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, m);
+    const double s = (double)rows.scale[row] * sum;
     return rows.half_norm ? s - (double)rows.half_norm[row] : s;
 }

@@ -78,7 +78,7 @@ class Kernel:
             self._shared = shared
         values = [_argument(value) for value in args]
         pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        stream = torch.cuda.current_stream().cuda_stream
+        stream = torch.cuda.current_stream(torch.cuda.current_device()).cuda_stream
         sizes = (*grid, *(1,) * (3 - len(grid)), *block, *(1,) * (3 - len(block)))
         (code,) = driver.cuLaunchKernel(self._function, *sizes, shared, stream, ctypes.addressof(pointers), 0)
         if int(code) != 0:

@@ -114,6 +114,7 @@ def search(
         own = None if constants is None else constants[part]
         views = results if nq <= step else (results[0][part], results[1][part])
         found = search_bytes(layout, tables, rows, q[part], own, k, lengths, views, status)
+        torch.cuda.current_stream().synchronize()
         settle(layout, rows, q[part], own, found, k, lengths, views, status, start)
     return results
 
@@ -130,11 +131,10 @@ def settle(
     status: torch.Tensor,
     first: int = 0,
 ) -> None:
-    """Wait for `search_bytes`, refuse queries that are not finite, and search anew for those with too many candidates.
+    """Refuse queries that are not finite and search anew for those with too many candidates, after `search_bytes`.
 
     `first` is the number of the first of these queries, for the error; other parameters are those of `search_bytes`.
     """
-    torch.cuda.current_stream().synchronize()
     bad, overflown = status.tolist()
     if bad < len(q):
         raise ValueError(f"x must be finite with squared norms within float32, but row {first + bad} is not")

@@ -1,27 +1,44 @@
-// Thresholds from lower bounds, and the best of the candidates by exact scores.
+// Thresholds from samples, and the best of the candidates by exact scores.
 
-// The k-th largest of float32 [queries][count], a block of 256 or more threads a query; -inf where there are fewer.
-extern "C" __global__ void kth(const float* values, int count, int k, float* out) {
+// Keys of floats that compare as they do.
+__device__ __forceinline__ u32 ordered(float value) {
+    const u32 v = __float_as_uint(value);
+    return v ^ (v >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+// Thresholds from exact scores of the rows that k of the largest of float32 [queries][count] stand for, by their upper 16
+// bits: row `value & 31`
+// of block places[queries][count], or of block i * period without places. -inf where there are fewer. A block of 256 or
+// more threads a query, k at most 128.
+extern "C" __global__ void __launch_bounds__(1024) first_threshold(Code code, Rows rows, const float* q,
+                                                                   const float* values, const int* places, int period,
+                                                                   int count, int k, float* threshold) {
+    extern __shared__ double own[];
     __shared__ u32 bins[256];
-    __shared__ u32 prefix, wanted;
-    const float* own = values + (i64)blockIdx.x * count;
-    if (count < k) {
-        if (threadIdx.x == 0) out[blockIdx.x] = -INF;
-        return;
-    }
-    if (threadIdx.x == 0) prefix = 0, wanted = k;
-    for (int shift = 24; shift >= 0; shift -= 8) {
+    __shared__ u32 prefix, wanted, taken;
+    __shared__ double least[32];
+    __shared__ i64 chosen[128];
+    const i64 query = blockIdx.x;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    u32* words = (u32*)(own + Exact::size(code)) + warp * code.words;
+    const float* given = values + query * count;
+    if (threadIdx.x == 0) prefix = 0, wanted = min(k, count), taken = 0;
+    const Exact exact(code, q + query * code.d, own);
+    for (int shift = 24; shift >= 16; shift -= 8) {
         if (threadIdx.x < 256) bins[threadIdx.x] = 0;
         __syncthreads();
         const u32 above = prefix;
-        for (int i = threadIdx.x; i < count; i += blockDim.x) {
-            const u32 v = __float_as_uint(own[i]), key = v ^ (v >> 31 ? 0xffffffffu : 0x80000000u);
-            if (shift == 24 || key >> (shift + 8) == above) atomicAdd(bins + (key >> shift & 255), 1u);
+        for (int base = 0; base < count; base += blockDim.x) {
+            const int i = base + threadIdx.x;
+            const u32 key = i < count ? ordered(given[i]) : 0;
+            const bool part = i < count && (shift == 24 || key >> (shift + 8) == above);
+            // The first digits are nearly all alike, and atomics on one address go one after the other.
+            const u32 digit = part ? key >> shift & 255 : 256, alike = __match_any_sync(0xffffffffu, digit);
+            if (part && lane == __ffs(alike) - 1) atomicAdd(bins + digit, (u32)__popc(alike));
         }
         __syncthreads();
         if (threadIdx.x < 32) {
             // Lane l holds bins 255 - 8 l down to 248 - 8 l.
-            const int lane = threadIdx.x;
             u32 own_sum = 0;
             for (int i = 0; i < 8; ++i) own_sum += bins[255 - 8 * lane - i];
             u32 sum = own_sum;
@@ -45,10 +62,24 @@ extern "C" __global__ void kth(const float* values, int count, int k, float* out
         }
         __syncthreads();
     }
-    if (threadIdx.x == 0) {
-        const u32 key = prefix;
-        out[blockIdx.x] = __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
+    const u32 kth = prefix << 16;
+    if (count < k || kth <= ordered(-INF)) {
+        if (threadIdx.x == 0) threshold[query] = -INF;
+        return;
     }
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+        if (ordered(given[i]) < kth) continue;
+        const u32 at = atomicAdd(&taken, 1u);
+        if (at < k) chosen[at] = (places ? (i64)places[query * count + i] : (i64)i * period) * 32 + (__float_as_uint(given[i]) & 31);
+    }
+    __syncthreads();
+    double lowest = INF;
+    for (int c = warp; c < k; c += warps) lowest = fmin(lowest, exact_score(code, rows, exact, chosen[c], words, lane));
+    if (lane == 0) least[warp] = lowest;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int w = 1; w < warps; ++w) lowest = fmin(lowest, least[w]);
+    threshold[query] = __double2float_rd(lowest);
 }
 
 __device__ __forceinline__ bool before(double a, i64 x, double b, i64 y) { return a != b ? a > b : x < y; }

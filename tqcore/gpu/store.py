@@ -9,7 +9,7 @@ import torch
 
 from tqcore.gpu.layout import LANES, UNIT, DeviceRows, pack_blocks, unpack_blocks
 from tqcore.gpu.quantizer import DeviceQuantizer
-from tqcore.gpu.replay import Replays, repeats
+from tqcore.gpu.replay import Replays
 from tqcore.gpu.search import longest, range_search, search
 from tqcore.quantizer import Quantizer
 
@@ -193,11 +193,12 @@ class DeviceStore:
         """D float32 and I int64 [nq, k] of `tqcore.gpu.search.search`; `mask` is a bit set uint8 [ceil(n / 8)]."""
         with torch.cuda.device(self.device):
             q = self._tensor(queries)
-            rows = self._rows(mask, ids)
-            if repeats(self._coder, rows, len(q), k):
-                found = self._replays.search(self._coder, rows, q, k, metric, self._lengths)
-                if found is not None:
-                    return self._as_came(found, queries)  # pyright: ignore[reportReturnType]
+            # Asked once, by number: torch takes longer to find the current device than to launch a kernel.
+            stream = torch.cuda.current_stream(self.device.index)
+            rows = self._rows(mask, ids, stream)
+            found = self._replays.search(self._coder, rows, q, k, metric, self._lengths, stream)
+            if found is not None:
+                return self._as_came(found, queries)  # pyright: ignore[reportReturnType]
             q, constants = self._coder.query(q, metric)
             return self._as_came(search(self._coder.layout, rows, q, constants, k, self._lengths), queries)  # pyright: ignore[reportReturnType]
 
@@ -210,9 +211,11 @@ class DeviceStore:
             q, constants = self._coder.query(self._tensor(queries), metric)
             return self._as_came(range_search(self._coder.layout, rows, q, constants, radius), queries)  # pyright: ignore[reportReturnType]
 
-    def _rows(self, mask: np.ndarray | None, ids: torch.Tensor | None) -> DeviceRows:
+    def _rows(
+        self, mask: np.ndarray | None, ids: torch.Tensor | None, stream: torch.cuda.Stream | None = None
+    ) -> DeviceRows:
         rows = self._described  # before the wait, which then covers what made it
-        self._changed.wait()
+        self._changed.wait(stream)
         if mask is not None or rows is None or rows.n != self.n or rows.ids is not ids:
             bits = None
             if mask is not None:

@@ -14,6 +14,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__
 #define __shared__ static
 #define __launch_bounds__(...)
 #define __grid_constant__
@@ -37,6 +38,8 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int m) { return exch(v, (thr
 template <class T> T __shfl_up_sync(unsigned, T v, int m) { int l = threadIdx.x & 31; return exch(v, l >= m ? l - m : l); }
 template <class T> T __shfl_down_sync(unsigned, T v, int m) { int l = threadIdx.x & 31; return exch(v, l + m < 32 ? l + m : l); }
 inline unsigned __ballot_sync(unsigned, bool p) { auto& w = me(); const int l = threadIdx.x & 31; w.buf[l] = p; w.bar.arrive_and_wait(); unsigned r = 0; for (int i = 0; i < 32; ++i) r |= (unsigned)w.buf[i] << i; w.bar.arrive_and_wait(); return r; }
+inline unsigned __match_any_sync(unsigned, unsigned v) { auto& w = me(); const int l = threadIdx.x & 31; w.buf[l] = v; w.bar.arrive_and_wait(); unsigned r = 0; for (int i = 0; i < 32; ++i) r |= (unsigned)(w.buf[i] == v) << i; w.bar.arrive_and_wait(); return r; }
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline unsigned __cvta_generic_to_shared(const void*) { return 0; }
 template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcs(const T* p) { return *p; }
