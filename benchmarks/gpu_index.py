@@ -124,6 +124,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
+def limits() -> dict[str, float]:
+    """What the card does at most: bytes read and written by a large copy, and a bfloat16 product, a second."""
+    source = torch.empty(1 << 32, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copied = statistics.median(milliseconds(lambda: target.copy_(source), 7))
+    side = 8192
+    a, b = (torch.randn(side, side, device="cuda").bfloat16() for _ in range(2))
+    multiplied = statistics.median(milliseconds(lambda: a @ b, 7))
+    return {
+        "copy_bytes_per_second": 2 * source.nbytes / copied * 1e3,
+        "bf16_flops_per_second": 2 * side**3 / multiplied * 1e3,
+    }
+
+
 def baseline(options: argparse.Namespace, queries: torch.Tensor) -> list[dict[str, Any]]:
     """A bf16 copy of the base, its product with the queries, and topk, 512 queries at a time."""
     base = torch.cat([chunk(options, i).bfloat16() for i in range(-(-options.n // _CHUNK))])
@@ -144,6 +158,7 @@ def baseline(options: argparse.Namespace, queries: torch.Tensor) -> list[dict[st
 def main() -> None:
     options = parse()
     results = measure(options)
+    results["limits"] = limits()
     if options.out:
         from tqbench.records import new_record, write_record
 

@@ -62,11 +62,72 @@ def _attention(record: dict[str, Any]) -> str:
     return "\n".join([*lines, "", _device(record)])
 
 
-def _device(record: dict[str, Any]) -> str:
+def _index(record: dict[str, Any]) -> str:
+    """Times of the index on a device beside torch's bfloat16 product, a number of queries a row."""
+    results, settings = record["results"], record["settings"]
+    limits = results["limits"]
+    product = {row["nq"]: row["median_ms"] for row in results.get("torch_bf16", ())}
+    lines = [
+        "| queries | ms | queries/s | code bytes/s in a copy's | products in bfloat16 ones | torch bfloat16, ms |",
+        "|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in results["search"]:
+        took = product.get(row["nq"])
+        cells = [
+            f"{row['nq']:,}",
+            f"**{row['median_ms']:.3f}**",
+            f"{row['queries_per_second']:,.0f}",
+            f"{row['code_bytes_per_second'] / limits['copy_bytes_per_second']:.0%}",
+            f"{row['product_flops_per_second'] / limits['bf16_flops_per_second']:.0%}",
+            f"{took:.3f} (x{took / row['median_ms']:.2f})" if took else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    k = settings["k"]
+    facts = [
+        f"{settings['n']:,} x {settings['d']} normal vectors, {settings['bits']:g} bits, {settings['metric']}, k = {k}",
+        *([f"recall {k}@{k} {results['recall_k_at_k']:.3f}"] if "recall_k_at_k" in results else []),
+        f"{results['index_bytes'] / 2**30:.2f} GiB, added at {results['add_vectors_per_second'] / 1e6:.1f} million/s",
+        f"the card copies {limits['copy_bytes_per_second'] / 1e12:.2f} TB/s and multiplies bfloat16 at "
+        f"{limits['bf16_flops_per_second'] / 1e12:.0f} TFLOP/s",
+    ]
+    text = "; ".join(facts) + ". "
+    return "\n".join([*lines, "", text + _device(record, "medians of events, the host's work among them")])
+
+
+def _rivals(record: dict[str, Any]) -> str:
+    """Indexes of one CUDA device on one set: recall, bytes and times, a method and a number of probes a row."""
+    k, data = record["settings"]["k"], record["dataset"]
+    done = [row for row in record["results"] if row["status"] == "ok"]
+    sizes = list(done[0]["milliseconds"])
+    lines = [
+        f"| method | bits | probes | bytes | recall {k}@{k} | train s | add s | "
+        + " | ".join(f"{int(s):,} {'query' if s == '1' else 'queries'}, ms" for s in sizes)
+        + " |",
+        "|---|---:|---:|---:|---:|---:|---:|" + "---:|" * len(sizes),
+    ]
+    for row in done:
+        name = f"**{row['label']}**" if row["method"] == "chain" else row["label"]
+        cells = [
+            name,
+            f"{row['bits']:g}",
+            str(row["probes"] or ""),
+            f"{row['bytes_per_vector']:.0f}",
+            f"{row[f'recall_{k}_at_{k}']:.3f}",
+            f"{row['train_seconds']:.2f}",
+            f"{row['add_seconds']:.2f}",
+            *(f"{row['milliseconds'][s]:.3f}" for s in sizes),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    text = f"{data['n']:,} x {data['d']}, {data['metric']}, {data['description']}; "
+    return "\n".join([*lines, "", text + _device(record, "medians of events")])
+
+
+def _device(
+    record: dict[str, Any], how: str = "medians of graph replays with data out of the second-level cache"
+) -> str:
     device = record["device"]
     return (
-        f"{device['name']}, torch {device['torch']}, medians of graph replays with data out of the second-level cache; "
-        f"{record['created'][:10]}; `{record['command']}`."
+        f"{device['name']}, torch {device['torch']}, {how}; {record['created'][:10]}; `{record['command']}`."
     )
 
 
@@ -74,4 +135,6 @@ def _device(record: dict[str, Any]) -> str:
 DEVICE_TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "kv-distortion": ("kv-distortion", _distortion),
     "gpu-attention": ("gpu-attention", _attention),
+    "gpu-index": ("gpu-index", _index),
+    "gpu-rivals": ("ann-cuda", _rivals),
 }
