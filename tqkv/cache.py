@@ -42,8 +42,8 @@ class TurboQuantCache(Cache):
     memory : int
         Nibbles a coordinate of a chain depends on: 2, or 3 for less error, slower encoding and no fused kernel.
     key_scale, value_scale : str, optional
-        The 16-bit scale of every state: "unbiased" makes inner products right on average (keys, by default),
-        "least_squares" makes the squared error least (values, by default), "norm" is the paper's (its codes' default).
+        The 16-bit scale of every state: "unbiased" makes inner products right on average (by default),
+        "least_squares" makes the squared error least, "norm" is the paper's (its codes' default).
     centre_keys : bool
         Take the mean off the keys of every head before coding. It is that of the tokens at hand when the first are
         packed, and fixed from then on; attention accounts for it exactly.

@@ -50,7 +50,7 @@ class _Emulator:
             shim = Path(__file__).parent / "cuda"
             subprocess.run([*command, f"-I{shim}", f"{stem}.cpp", "-o", f"{stem}.so"], check=True)
             self._built[options] = ctypes.CDLL(f"{stem}.so")
-        self._chosen, self.options = self._built[options], options
+        self._chosen = self._built[options]
         return self
 
     def kernel(self, _name: str) -> Callable[..., None]:
@@ -97,21 +97,13 @@ def test_rates_and_widths(d, bits, value_bits):
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
 
 
-@pytest.mark.parametrize("cluster", [1, 4])
-def test_masks_and_several_new_tokens(cluster, emulator, monkeypatch):
-    # Costs at which every plan is one of clusters, or of none.
-    monkeypatch.setattr(decode, "_CLUSTER", cluster)
-    monkeypatch.setattr(decode, "_MEETING", -1_000_000)
-    monkeypatch.setattr(decode, "_multiprocessors", lambda _: 16)
-    decode._plan.cache_clear()
+def test_masks_and_several_new_tokens():
     arguments, keywords = random_problem(2, 10, 2, 2, 128, [0, 700], extra=20)
     keywords["extra_lengths"] = torch.tensor([20, 7], dtype=torch.int32)
     keywords["starts"] = torch.tensor([0, 40], dtype=torch.int32)
     keywords["extra_mask"] = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) < 0.7
     truth = reference.decode_attention(*arguments, **keywords)
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
-    assert f"-DCLUSTER={cluster}" in emulator.options
-    decode._plan.cache_clear()
 
 
 def test_bfloat16_and_what_lies_behind_the_tokens():

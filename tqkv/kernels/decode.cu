@@ -27,25 +27,38 @@ __device__ __forceinline__ float2 weigh(const float2 (&parts)[COUNT], float (&sh
     return all;
 }
 
-// Sums of the pairs of warps to those of the block, then of the cluster's blocks, each a part of the dimensions, to one
-// partial result in global memory.
-__device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, long long part) {
+// Calls f(query, first of four dimensions) for all of n queries, whole warps at a time: half a warp without its own takes
+// those of the other half again.
+template <class F>
+__device__ __forceinline__ void each_four(int n, F f) {
+    const int items = n * (D / 4), lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int first = threadIdx.x - lane; first < items; first += THREADS) {
+        const int index = first + lane < items ? first + lane : first + lane % 16;
+        f(index / (D / 4), index % (D / 4) * 4);
+    }
+}
+
+// Sums of the pairs of warps to a partial result of the block in global memory, in the packed basis.
+__device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, u32 part) {
     const float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
     float2* both = (float2*)(weights + PAIRS * QUERIES);  // [QUERIES] of the block
     float* sums = (float*)(memory + SUMS);
-    const bool extra = blockIdx.z == p.splits && p.extra > 0;
+    const bool extra = blockIdx.z == p.splits;
+    auto place = [&](int i, int dim) { return sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
+    // Float16 of a part's size, whatever that is.
     auto store = [&](int i, int dim, float4 x, float2 all) {
-        float* row = p.part_sums + (part * QUERIES + i) * 256;
-        const int odd = p.value_rounds % 2;
-        row[Turned::place(odd, dim)] = x.x, row[Turned::place(odd, dim + 1)] = x.y;
-        row[Turned::place(odd, dim + 2)] = x.z, row[Turned::place(odd, dim + 3)] = x.w;
-        if (dim == 0) *(float2*)(p.part_scalars + (part * QUERIES + i) * 2) = all;
+        float top = max_(max_(fabsf(x.x), fabsf(x.y)), max_(fabsf(x.z), fabsf(x.w)));
+#pragma unroll
+        for (int stride = SHARING / 8; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
+        top = max_(top, LEAST);
+        const float inverse = 1 / top;
+        const u32 place = (part * QUERIES + i) * D + dim;
+        *(uint2*)(p.part_sums + place) = make_uint2(half_pair(x.x * inverse, x.y * inverse), half_pair(x.z * inverse, x.w * inverse));
+        if (dim % SHARING == 0) p.part_scalars[place / SHARING] = make_float4(all.x, all.y, top, 0);
     };
     __syncthreads();
-#pragma unroll 1
-    for (int index = threadIdx.x; index < at.n * (D / 4); index += THREADS) {
-        const int i = index / (D / 4), dim = index % (D / 4) * 4;
-        float* from = sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
+    each_four(at.n, [&](int i, int dim) {
         float2 parts[PAIRS];
         float shares[PAIRS];
 #pragma unroll
@@ -54,92 +67,86 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
         float4 x = make_float4(0, 0, 0, 0);
 #pragma unroll
         for (int w = 0; w < PAIRS; w++) {
-            const float4 y = *(const float4*)(from + w * PAIR_PITCH);
+            const float4 y = *(const float4*)(place(i, dim) + w * PAIR_PITCH);
             x.x += shares[w] * y.x, x.y += shares[w] * y.y, x.z += shares[w] * y.z, x.w += shares[w] * y.w;
         }
-        if (CLUSTER == 1 && !extra) {
+        if (!extra) {
             store(i, dim, x, all);
-        } else {
-            // Only this thread read the place.
-            *(float4*)from = x;
-            if (dim == 0) both[i] = all;
+            return;
         }
-    }
-    if (CLUSTER == 1 && !extra) return;
-    if (extra) turn_extra(p, at, sums);
-    cluster_barrier();
-    const int rank = blockIdx.z % CLUSTER, mine = at.n * (D / 4) / CLUSTER;
-#pragma unroll 1
-    for (int index = threadIdx.x; index < mine; index += THREADS) {
-        const int i = (rank * mine + index) / (D / 4), dim = (rank * mine + index) % (D / 4) * 4;
-        const float* from = sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK;
-        float4 x = make_float4(0, 0, 0, 0), y[CLUSTER];
-        float2 parts[CLUSTER];
-        float shares[CLUSTER];
-#pragma unroll
-        for (int r = 0; r < CLUSTER; r++) {
-            parts[r] = of_block(both + i, r);
-            y[r] = of_block((const float4*)from, r);
-        }
-        const float2 all = weigh(parts, shares);
-#pragma unroll
-        for (int r = 0; r < CLUSTER; r++) {
-            x.x += shares[r] * y[r].x, x.y += shares[r] * y[r].y, x.z += shares[r] * y[r].z, x.w += shares[r] * y[r].w;
-        }
-        store(i, dim, x, all);
-    }
-    // Until the others have read what this block holds.
-    cluster_barrier();
+        // Nobody else reads the place.
+        *(float4*)place(i, dim) = x;
+        if (dim == 0) both[i] = all;
+    });
+    if (!extra) return;
+    turn_extra(p, at, sums);
+    __syncthreads();
+    each_four(at.n, [&](int i, int dim) { store(i, dim, *(const float4*)place(i, dim), both[i]); });
 }
 
-// The last block of a query block: partial results to the output, turned back to the original basis, a query a warp.
+// The last block of a query block: partial results to the output, turned back to the original basis. Some warps a query
+// share its parts, then one turns.
 __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z / CLUSTER, odd = p.value_rounds % 2;
-    if (warp >= at.n) return;
-    const u32 signs = p.value_signs[lane];
-    const float* scalars = p.part_scalars + ((long long)at.pair * parts * QUERIES + warp) * 2;
-    const float* rows = p.part_sums + ((long long)at.pair * parts * QUERIES + warp) * 256 + lane * 8;
-    float* tops = (float*)(memory + SMALL) + warp * parts;  // of a part, NO_SCORE where it saw nothing
-    float top = NO_SCORE, total = 0;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z, odd = p.value_rounds % 2;
+    const int helpers = at.n > QUERIES / 2 ? WARPS / QUERIES : 2 * WARPS / QUERIES;
+    const int query = at.n > QUERIES / 2 ? warp / (WARPS / QUERIES) : warp / (2 * WARPS / QUERIES), helper = warp - query * helpers;
+    float2* tops = (float2*)(memory + SUMS);           // [WARPS]
+    float* merged = (float*)(memory + MERGED);         // [WARPS, D]
+    u32 signs = 0;
+    if (warp < at.n) signs = p.value_signs[lane];
+    if (query < at.n) {
+        const u32 place = ((at.pair * parts + helper) * QUERIES + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
+        const u16* rows = p.part_sums + place;
+        const float4* scalars = p.part_scalars + place / SHARING;
+        float2 all = make_float2(NO_SCORE, 0);
+        float sums[PER_LANE] = {};
 #pragma unroll 1
-    for (int s = lane; s < parts; s += 32) {
-        const float2 both = __ldcg((const float2*)(scalars + s * QUERIES * 2));
-        const float x = both.y != 0 ? both.x : NO_SCORE, raised = max_(top, x);
-        total = total * exp2_(top - raised) + exp2_(x - raised) * both.y;
-        top = raised;
-        tops[s] = x;
-    }
-    const float own = top;
+        for (int part = helper; part < parts;) {
+            u32 x[IN_FLIGHT][PER_LANE / 2];
+            float4 about[IN_FLIGHT];
 #pragma unroll
-    for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
-    total *= exp2_(own - top);
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                const bool there = part < parts;
+                load_row(x[k], rows);
+                about[k] = __ldcg(scalars);
+                if (!there) about[k].y = 0;
+                part += helpers;
+                if (part < parts) rows += stride, scalars += stride / SHARING;
+            }
+            float2 own[IN_FLIGHT + 1];
+            float shares[IN_FLIGHT + 1];
 #pragma unroll
-    for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
-    __syncwarp();
-    Turned sums = {};
-#pragma unroll 1
-    for (int s = 0; s < parts; s += IN_FLIGHT) {
-        float4 x[IN_FLIGHT][2];
+            for (int k = 0; k < IN_FLIGHT; k++) own[k] = make_float2(about[k].x, about[k].y);
+            own[IN_FLIGHT] = all;
+            all = weigh(own, shares);
 #pragma unroll
-        for (int k = 0; k < IN_FLIGHT; k++) {
-            const float4* row = (const float4*)(rows + (long long)min(s + k, parts - 1) * QUERIES * 256);
-            x[k][0] = __ldcg(row), x[k][1] = __ldcg(row + 1);
-        }
+            for (int e = 0; e < PER_LANE; e++) sums[e] *= shares[IN_FLIGHT];
 #pragma unroll
-        for (int k = 0; k < IN_FLIGHT; k++) {
-            const float from = s + k < parts ? tops[min(s + k, parts - 1)] : NO_SCORE, share = from != NO_SCORE ? exp2_(from - top) : 0.0f;
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                const float share = shares[k] * about[k].z;
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                sums.x[h][0][0] += share * x[k][h].x, sums.x[h][0][1] += share * x[k][h].y;
-                sums.x[h][1][0] += share * x[k][h].z, sums.x[h][1][1] += share * x[k][h].w;
+                for (int e = 0; e < PER_LANE; e++) sums[e] += share * half_float((u16)(x[k][e / 2] >> 16 * (e % 2)));
             }
         }
+        if (lane == 0) tops[warp] = all;
+#pragma unroll
+        for (int e = 0; e < PER_LANE; e += 2) *(float2*)(merged + warp * D + lane * PER_LANE + e) = make_float2(sums[e], sums[e + 1]);
     }
-    // What lies behind the last element was never written.
-    sums.each(odd, lane, [](float&, int) {});
+    __syncthreads();
+    if (warp >= at.n) return;
+    float2 all = make_float2(NO_SCORE, 0);
+    Turned sums = {};
+#pragma unroll 1
+    for (int h = 0; h < helpers; h++) {
+        float shares[2];
+        const float2 two[2] = {all, tops[warp * helpers + h]};
+        all = weigh(two, shares);
+        const float* from = merged + (warp * helpers + h) * D;
+        sums.each(odd, lane, [&](float& x, int dim) { x = x * shares[0] + shares[1] * from[dim]; });
+    }
     sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
-    const float factor = total != 0 ? p.value_shrink / total : 0.0f;
+    const float factor = all.y != 0 ? p.value_shrink / all.y : 0.0f;
     State* out = p.out + (((long long)at.batch * p.heads + at.head(p, warp)) * p.new_tokens + at.token(p, warp)) * D;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -151,9 +158,8 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
 }
 
-// Grid: (kv heads times blocks of 8 queries; batch; splits, one more for tokens in full precision, so that those come
-// late, and as many that have nothing to do as fill the last cluster).
-extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(1, 1, CLUSTER) decode(const __grid_constant__ Problem p) {
+// Grid: (kv heads times blocks of 8 queries; batch; splits, and one more for tokens in full precision, which so comes late).
+extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
     unsigned char* memory = block_memory();
     u32& arrived = *(u32*)memory;
     const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;
@@ -168,13 +174,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) __cluster_dims__(1, 1, 
     } else {
         attend_extra(p, at, memory);
     }
-    merge(p, at, memory, (long long)at.pair * (gridDim.z / CLUSTER) + blockIdx.z / CLUSTER);
-    __threadfence();
+    merge(p, at, memory, at.pair * gridDim.z + blockIdx.z);
     __syncthreads();
-    // Counts up to the last block and back to zero, ready for the next launch.
-    if (threadIdx.x == 0) arrived = atomicInc(p.counters + at.pair, gridDim.z - 1);
+    if (threadIdx.x == 0) {
+        __threadfence();
+        // Counts up to the last block and back to zero, ready for the next launch.
+        arrived = atomicInc(p.counters + at.pair, gridDim.z - 1);
+        __threadfence();
+    }
     __syncthreads();
     if (arrived != gridDim.z - 1) return;
-    __threadfence();
     finish(p, at, memory);
 }

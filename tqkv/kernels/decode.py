@@ -21,10 +21,10 @@ __all__ = ["PackedStates", "decode_attention", "table_words"]
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
 _WARPS = 16
-_CLUSTER = 1  # blocks that may merge their sums in shared memory; a power of two up to 8
-_IN_FLIGHT = 11  # partial results that are read at a time
-# Times in tiles: of a block's start and end, of merging in a cluster, of reading partial results.
-_FIXED, _MEETING, _BATCH = 32, 3, 2
+_SHARING = 64  # dimensions of a partial result that share a factor
+_IN_FLIGHT = 18  # partial results that are read at a time
+# Times in tiles: of a block's start and end, of reading partial results.
+_FIXED, _BATCH = 32, 2
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Compiled as one.
@@ -88,6 +88,7 @@ class _Problem(ctypes.Structure):
         *((f"{name}_{axis}", ctypes.c_int64) for name in "qkv" for axis in ("batch", "head", "token")),
         *((name, ctypes.c_int32) for name in _SIZES),
         *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
+        ("share", ctypes.c_uint32),
     )
 
 
@@ -153,10 +154,10 @@ def decode_attention(
     group = heads // kv_heads
     blocks = kv_heads * -(-group * new // _QUERIES)
     pairs = batch * blocks
-    splits, cluster = _plan(pairs, tiles, extra > 0, _multiprocessors(q.device))
-    parts = -(-(splits + (extra > 0)) // cluster)
-    sums = torch.empty(pairs, parts, _QUERIES, 256, dtype=torch.float32, device=q.device)
-    scalars = torch.empty(pairs, parts, _QUERIES, 2, dtype=torch.float32, device=q.device)
+    splits = _plan(pairs, tiles, extra > 0, _multiprocessors(q.device))
+    parts = splits + (extra > 0)
+    sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float16, device=q.device)
+    scalars = torch.empty(pairs, parts, _QUERIES, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device)
     tensors = (
         *(q, keys.codes, values.codes, keys.scales, values.scales),
         _device_tables(keys.tables.tobytes(), keys.tables.shape, keys.bits, q.device),
@@ -180,10 +181,11 @@ def decode_attention(
     ]
     sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
     factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
-    problem = _Problem(*(None if x is None else x.data_ptr() for x in tensors), *strides, *sizes, *factors)
+    pointers = (None if x is None else x.data_ptr() for x in tensors)
+    problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
     with torch.cuda.device(q.device):
-        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], cluster, q.device.index)
-        kernel((blocks, batch, parts * cluster), (_WARPS * 32,), (problem,), shared)
+        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
+        kernel((blocks, batch, parts), (_WARPS * 32,), (problem,), shared)
     return out
 
 
@@ -286,33 +288,23 @@ def _in_pieces(states: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> tuple[int, int]:
-    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and blocks of a cluster.
+def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
+    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles.
 
-    They are what should end soonest. A multiprocessor runs a block at a time. Without clusters, blocks of tokens in
-    full precision come last: they fill what the last turn leaves idle, and take one more turn where that does not
-    suffice. In clusters they take one of the places.
+    They are what should end soonest. A multiprocessor runs a block at a time. Blocks of tokens in full precision come
+    last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
     """
     at_once = _WARPS // 2  # tiles
 
-    def cost(plan: tuple[int, int]) -> tuple[int, int]:
-        splits, cluster = plan
+    def cost(splits: int) -> tuple[int, int]:
         each = -(-tiles // (splits * at_once)) * at_once + _FIXED
-        if cluster == 1:
-            blocks, places = pairs * splits, multiprocessors
-            turns = -(-blocks // places)
-            late = max(0, pairs * extra - (turns * places - blocks))
-            time = turns * each + -(-late // places) * _FIXED
-        else:
-            # A cluster stays within a part of the device that has 16 multiprocessors or a few more.
-            time = -(-pairs * (splits + extra) // (multiprocessors // 16 * 16)) * each + _MEETING
-        return time + -(-(splits + extra) // cluster // _IN_FLIGHT) * _BATCH, splits
+        blocks = pairs * splits
+        turns = -(-blocks // multiprocessors)
+        late = max(0, pairs * extra - (turns * multiprocessors - blocks))
+        time = turns * each + -(-late // multiprocessors) * _FIXED
+        return time + -(-(splits + extra) // _IN_FLIGHT) * _BATCH, splits
 
-    most = max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs)))
-    plans = [(splits, 1) for splits in range(1, most + 1)]
-    if _CLUSTER > 1:
-        plans += [(n - extra, _CLUSTER) for n in range(_CLUSTER, most + _CLUSTER, _CLUSTER)]
-    return min(plans, key=cost)
+    return min(range(1, max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs))) + 1), key=cost)
 
 
 @lru_cache(maxsize=16)
@@ -371,7 +363,7 @@ def _counters(pairs: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _kernel(
-    head_dim: int, key_bits: float, value_bits: float, state: int, cluster: int, _device: int
+    head_dim: int, key_bits: float, value_bits: float, state: int, _device: int
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
@@ -383,7 +375,6 @@ def _kernel(
         "VALUE_Q": value_q,
         "STATE": state,
         "WARPS": _WARPS,
-        "CLUSTER": cluster,
     }
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)

@@ -2,7 +2,7 @@
 // The files are joined in the order of decode.py and compiled as one.
 //
 // Compiled with HEAD_DIM, KEY_P, KEY_Q, VALUE_P, VALUE_Q (nibbles per dimensions of each side), STATE (dtype of states:
-// 0 float32, 1 float16, 2 bfloat16), WARPS and CLUSTER (blocks that merge through each other's shared memory).
+// 0 float32, 1 float16, 2 bfloat16) and WARPS.
 
 constexpr int D = HEAD_DIM;
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
@@ -14,11 +14,13 @@ constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
 constexpr int KEY_AHEAD = 3, VALUE_AHEAD = 3;  // operands looked up ahead of their products
-constexpr int IN_FLIGHT = 11;         // partial results that a warp loads at a time
+constexpr int IN_FLIGHT = 9;          // partial results that a warp loads at a time
+constexpr int SHARING = 64;           // dimensions of a partial result that share a factor
 constexpr float NO_SCORE = -1e30f;
 constexpr float LARGEST = 32768.0f;   // of a weight before the running maximum is raised, within float16
 constexpr float HEADROOM = 7.0f;      // log2 of the largest weight just after that
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
+constexpr float LEAST = 1e-30f;       // factor of a partial result
 
 // Nibble j of a chunk, which starts a period, closes the dimensions first(j) up to first(j + 1).
 template <int P, int Q>
@@ -66,6 +68,7 @@ constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
 constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW;
 constexpr int SMALL = BARRIERS;                               // after the loop, in place of all this
 constexpr int SUMS = SMALL + 4 * PAIRS * QUERIES * 4;
+constexpr int MERGED = SUMS + WARPS * 8;                      // in the last block, what each warp merges
 
 #if STATE == 0
 typedef float State;

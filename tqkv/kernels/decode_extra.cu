@@ -3,8 +3,7 @@
 __device__ __forceinline__ void attend_extra(const Problem& p, const Place& at, unsigned char* memory) {
     constexpr int HALF = QUERIES / 2;
     const int pair = threadIdx.x / 32 % PAIRS, first = threadIdx.x / 32 / PAIRS * HALF, lane = threadIdx.x % 32;
-    const bool idle = p.extra == 0 || blockIdx.z > p.splits;
-    const int length = idle ? 0 : p.extra_lengths ? p.extra_lengths[at.batch] : p.extra;
+    const int length = p.extra_lengths ? p.extra_lengths[at.batch] : p.extra;
     const State* k = p.extra_k + at.batch * p.k_batch + at.kv_head * p.k_head + lane * PER_LANE;
     const State* v = p.extra_v + at.batch * p.v_batch + at.kv_head * p.v_head + lane * PER_LANE;
     float q[HALF][PER_LANE], sums[HALF][PER_LANE], top[HALF], weight[HALF];

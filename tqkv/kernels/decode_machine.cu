@@ -1,5 +1,5 @@
-// What the decode kernel asks of the machine, a few instructions each. Compiled with CLUSTER, blocks of a cluster. No header
-// is included: the run-time compiler needs none.
+// What the decode kernel asks of the machine, a few instructions each. No header is included: the run-time compiler needs
+// none.
 
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -60,6 +60,8 @@ __device__ __forceinline__ void load_if(bool wanted, const void* p, u16& a) {
 
 // Four bytes of shared memory that do not change from here on.
 __device__ __forceinline__ u32 shared_word(u32 address) { u32 x; asm("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address)); return x; }
+// Keeps loads from memory that follow behind those before.
+__device__ __forceinline__ void in_this_order() { asm volatile("" : : : "memory"); }
 // Makes every such load from an address depend on what comes before.
 __device__ __forceinline__ u32 fixed_from_here(u32 address) { asm volatile("" : "+r"(address) : : "memory"); return address; }
 
@@ -74,27 +76,4 @@ __device__ __forceinline__ void barrier_wait(u32 barrier, u32 phase) {
     asm volatile(
         "{.reg .pred done; again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1; @!done bra again;}"
         : : "r"(barrier), "r"(phase) : "memory");
-}
-
-// What a block of the cluster has at the place of `p` in its shared memory.
-__device__ __forceinline__ u32 address_of_block(const void* p, int rank) {
-    u32 address; asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank)); return address;
-}
-__device__ __forceinline__ float2 of_block(const float2* p, int rank) {
-    if (CLUSTER == 1) return *p;
-    float2 x;
-    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address_of_block(p, rank)));
-    return x;
-}
-__device__ __forceinline__ float4 of_block(const float4* p, int rank) {
-    if (CLUSTER == 1) return *p;
-    float4 x;
-    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
-        : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(address_of_block(p, rank)));
-    return x;
-}
-// All threads of the cluster, or of the block if it is alone.
-__device__ __forceinline__ void cluster_barrier() {
-    if (CLUSTER == 1) __syncthreads();
-    else asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" : : : "memory");
 }

@@ -8,9 +8,9 @@ struct Share {
         const u32 row = (u32)(at.batch * p.kv_heads + at.kv_head) * (u32)(p.capacity / TILE);
         const u32 first_tile = masked / TILE, end_tile = (tokens + TILE - 1) / TILE;
         const u32 units = end_tile > first_tile ? (end_tile - first_tile + STEP - 1) / STEP : 0;
-        // 32 bits suffice: a row has fewer than 2^20 units for each of at most 2^11 splits.
-        first = row + first_tile + (units * (u32)split / (u32)p.splits + pair) * STEP;
-        end = row + min(first_tile + units * (u32)(split + 1) / (u32)p.splits * STEP, end_tile);
+        first = row + first_tile + (__umulhi(units, split * p.share) + pair) * STEP;
+        const u32 last = split + 1 < p.splits ? __umulhi(units, (split + 1) * p.share) : units;
+        end = row + min(first_tile + last * STEP, end_tile);
         start = row * TILE + masked;
         length = row * TILE + tokens;
     }
@@ -167,6 +167,8 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     if (scores) {
         Query query;
         if (pair < QUERIES) query.load(p, at, pair, lane);
+        // The rotation takes long and needs nothing else.
+        in_this_order();
         const Share share(p, at, split, pair);
         Codes<KEY_BYTES> keys[STEP];
         u32 scales = 0;

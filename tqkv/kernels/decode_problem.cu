@@ -10,12 +10,14 @@ struct Problem {
     const unsigned char* extra_mask;
     const State *extra_k, *extra_v;
     State* out;
-    float *part_sums, *part_scalars;
+    u16* part_sums;
+    float4* part_scalars;  // of every SHARING dimensions: largest score, weight, factor
     u32* counters;
     long long q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
     int heads, kv_heads, group, new_tokens, capacity, extra, splits, key_rounds, value_rounds;
     float scaling;                    // of the logits, times log2(e)
     float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
+    u32 share;                        // 2^32 over splits, rounded up
 };
 
 struct Place {
@@ -70,3 +72,16 @@ struct LaneStates {
         return to_float((State)(words[e / 2] >> 16 * (e % 2)));
     }
 };
+
+// A lane's neighbouring dimensions of a partial result, not from the first-level cache.
+__device__ __forceinline__ void load_row(u32 (&words)[PER_LANE / 2], const u16* from) {
+    if constexpr (PER_LANE == 8) {
+        const uint4 x = __ldcg((const uint4*)from);
+        words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
+    } else if constexpr (PER_LANE == 4) {
+        const uint2 x = __ldcg((const uint2*)from);
+        words[0] = x.x, words[1] = x.y;
+    } else {
+        words[0] = __ldcg((const u32*)from);
+    }
+}

@@ -8,12 +8,6 @@ struct Turned {
     static __device__ __forceinline__ int row(int odd, int lane, int h, int k) { return odd ? lane / 4 + 8 * h : lane % 4 * 2 + 8 * k; }
     static __device__ __forceinline__ int column(int odd, int lane, int h, int k) { return odd ? lane % 4 * 2 + 8 * k : lane / 4 + 8 * h; }
 
-    // Where an element lies if a state is stored lane by lane, 256 entries whatever D.
-    static __device__ __forceinline__ int place(int odd, int dim) {
-        const int far = odd ? dim % 16 : dim / 16, near = odd ? dim / 16 : dim % 16;
-        return (far % 8 * 4 + near % 8 / 2) * 8 + far / 8 * 4 + near / 8 * 2 + near % 2;
-    }
-
     // Calls f(x, element) for all that there are; with an even number of rounds pairs of elements are neighbours.
     template <class F>
     __device__ __forceinline__ void each(int odd, int lane, F f) {

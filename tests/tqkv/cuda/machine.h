@@ -11,7 +11,6 @@
 #define __forceinline__ inline
 #define __host__
 #define __launch_bounds__(...)
-#define __cluster_dims__(...)
 #define __grid_constant__
 typedef unsigned int u32;
 typedef unsigned short u16;
@@ -27,15 +26,14 @@ using std::max;
 using std::min;
 
 struct Index { int x, y, z; };
-struct Fiber { ucontext_t context; int thread, block; bool done; };
+struct Fiber { ucontext_t context; int thread; bool done; };
 constexpr int SHARED = 228 << 10, STACK = 128 << 10;
-static std::vector<Fiber> fibers;  // threads of a cluster
-static int current, threads, blocks;
+static std::vector<Fiber> fibers;  // threads of a block
+static int current, threads;
 static ucontext_t outside;
-static Index gridDim, places[CLUSTER];
-alignas(1024) static unsigned char memories[CLUSTER][SHARED];
+static Index gridDim, blockIdx;
+alignas(1024) static unsigned char memory_[SHARED];
 #define threadIdx (Index{fibers[current].thread, 0, 0})
-#define blockIdx (places[fibers[current].block])
 
 inline int next_fiber() {
     int next = current;
@@ -59,22 +57,21 @@ struct Meeting {
         else while (turn == now) give_way();
     }
 };
-static Meeting cluster_meeting, block_meetings[CLUSTER], warp_meetings[CLUSTER][32];
+static Meeting block_meeting, warp_meetings[32];
 inline int warp_() { return fibers[current].thread / 32; }
 inline int lane_() { return fibers[current].thread % 32; }
-inline void __syncthreads() { block_meetings[fibers[current].block].wait_for(threads); }
-inline void __syncwarp() { warp_meetings[fibers[current].block][warp_()].wait_for(32); }
-inline void cluster_barrier() { cluster_meeting.wait_for(threads * CLUSTER); }
+inline void __syncthreads() { block_meeting.wait_for(threads); }
+inline void __syncwarp() { warp_meetings[warp_()].wait_for(32); }
 
 // What every lane of the warp holds; two buffers in turn, so that the next exchange may start before all have read.
 struct Held { u32 words[6]; };
-static Held held[CLUSTER][32][2][32];
-static bool second[CLUSTER][32][32];
+static Held held[32][2][32];
+static bool second[32][32];
 inline const Held* exchange(const Held& mine) {
-    const int block = fibers[current].block, warp = warp_(), lane = lane_(), side = second[block][warp][lane] ^= true;
-    held[block][warp][side][lane] = mine;
+    const int warp = warp_(), lane = lane_(), side = second[warp][lane] ^= true;
+    held[warp][side][lane] = mine;
     __syncwarp();
-    return held[block][warp][side];
+    return held[warp][side];
 }
 template <class T> T from_lane(T mine, int lane) {
     Held own = {};
@@ -91,6 +88,7 @@ inline bool __any_sync(u32, bool x) {
 
 inline int __float_as_int(float x) { int y; std::memcpy(&y, &x, 4); return y; }
 inline float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
+inline u32 __umulhi(u32 x, u32 y) { return (u32)((unsigned long long)x * y >> 32); }
 inline int __popc(u32 x) { return __builtin_popcount(x); }
 template <class T> T __ldcg(const T* p) { return *p; }
 inline void __threadfence() {}
@@ -102,11 +100,11 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selectors) {
     return y;
 }
 
-inline unsigned char* block_memory() { return memories[fibers[current].block]; }
+inline unsigned char* block_memory() { return memory_; }
 inline u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - block_memory()); }
+inline void in_this_order() {}
 inline u32 fixed_from_here(u32 address) { return address; }
 inline u32 shared_word(u32 address) { u32 x; std::memcpy(&x, block_memory() + address, 4); return x; }
-template <class T> T of_block(const T* p, int rank) { return *(const T*)(memories[rank] + shared_address(p)); }
 
 inline float exp2_(float x) { return std::exp2(x); }
 inline float log2_(float x) { return std::log2(x); }
@@ -162,18 +160,17 @@ inline void barrier_arrive(u32 address) {
 }
 inline void barrier_wait(u32 address, u32 phase) { while (barrier_at(address).phase == phase) give_way(); }
 
-// Runs `thread` as every thread of a grid, a cluster after the other. Shared memory starts as NaN.
+// Runs `thread` as every thread of a grid, a block after the other. Shared memory starts as NaN.
 inline void run_grid(void (*thread)(), Index grid, int threads_of_block) {
     gridDim = grid, threads = threads_of_block;
-    const int n = threads * CLUSTER;
-    std::vector<char> stacks((size_t)n * STACK);
-    for (int z = 0; z < grid.z; z += CLUSTER) for (int y = 0; y < grid.y; y++) for (int x = 0; x < grid.x; x++) {
-        for (int i = 0; i < CLUSTER; i++) places[i] = {x, y, z + i};
-        std::memset(memories, 0xff, sizeof memories);
-        fibers = std::vector<Fiber>(n);
-        for (int i = 0; i < n; i++) {
+    std::vector<char> stacks((size_t)threads * STACK);
+    for (int z = 0; z < grid.z; z++) for (int y = 0; y < grid.y; y++) for (int x = 0; x < grid.x; x++) {
+        blockIdx = {x, y, z};
+        std::memset(memory_, 0xff, sizeof memory_);
+        fibers = std::vector<Fiber>(threads);
+        for (int i = 0; i < threads; i++) {
             Fiber& fiber = fibers[i];
-            fiber.thread = i % threads, fiber.block = i / threads;
+            fiber.thread = i;
             getcontext(&fiber.context);
             fiber.context.uc_stack.ss_sp = stacks.data() + (size_t)i * STACK;
             fiber.context.uc_stack.ss_size = STACK;
