@@ -157,7 +157,9 @@ def decode_attention(
     splits = _plan(pairs, tiles, extra > 0, _multiprocessors(q.device))
     parts = splits + (extra > 0)
     sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float16, device=q.device)
-    scalars = torch.empty(pairs, parts, _QUERIES, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device)
+    scalars = torch.empty(
+        pairs, parts, _QUERIES, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device
+    )
     tensors = (
         *(q, keys.codes, values.codes, keys.scales, values.scales),
         _device_tables(keys.tables.tobytes(), keys.tables.shape, keys.bits, q.device),
