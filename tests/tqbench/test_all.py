@@ -16,7 +16,12 @@ from tqbench.errors import BenchError
 from tqbench.everything import ann, attention, divergence, memory, run
 from tqbench.everything.context import Context
 from tqbench.everything.options import STEPS, AllOptions
-from tqbench.everything.report import claims_markdown, reviewed_markdown, write_all_report
+from tqbench.everything.report import (
+    claims_markdown,
+    reviewed_markdown,
+    verdicts_markdown,
+    write_all_report,
+)
 from tqbench.everything.samples import SAMPLE_TASKS, write_samples
 from tqbench.everything.verdicts import claim_rows, reviewed_rows
 from tqbench.tables import main as tables_main
@@ -121,6 +126,17 @@ def test_claims_follow_from_the_checks(record):
     }
 
 
+def test_verdicts_in_short(record):
+    worse = tampered(record, "prod, 2 bits", status="FAIL")
+    whole, table, origin = verdicts_markdown(worse).split("\n\n")
+    assert "6,144 bytes become 768 (review)" in whole
+    assert "prod is unbiased" not in whole
+    lines = table.splitlines()[2:]
+    assert lines[0].startswith("| **not reproduced** | paper: prod is unbiased | 1 |")
+    assert len(lines) == sum(verdict != "reproduced" for verdict in verdicts(worse).values())
+    assert record["created"][:10] in origin
+
+
 def test_the_review_has_fourteen_rows(record):
     rows = reviewed_rows(record)
     assert [row["number"] for row in rows] == [str(n) for n in range(1, 15)]
@@ -153,6 +169,7 @@ def test_tables_are_made_of_the_record(record, tmp_path):
     (tmp_path / "all-tiny.json").write_text(json.dumps(record))
     assert render("claims.all-tiny", tmp_path) == claims_markdown(record)
     assert render("reviewed.all-tiny", tmp_path) == reviewed_markdown(record)
+    assert render("verdicts.all-tiny", tmp_path) == verdicts_markdown(record)
     (tmp_path / "other.json").write_text(json.dumps(record | {"suite": "ann"}))
     with pytest.raises(BenchError, match="needs a record of all, got one of ann"):
         render("claims.other", tmp_path)

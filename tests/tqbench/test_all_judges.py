@@ -179,8 +179,8 @@ def test_longbench_is_judged_by_the_paired_interval(score, low, status):
 @pytest.mark.parametrize(
     ("given", "asked", "named"),
     [
-        ({}, {"samples": None}, "a miniature in its format"),
-        ({"quick": True}, {"samples": 1}, "a miniature in its format"),
+        ({}, {"bits": (2.5, 3.5)}, "a miniature in its format"),
+        ({"quick": True}, {"samples": 1, "bits": (3.5,)}, "a miniature in its format"),
         ({"longbench_dir": "lb"}, {"data_dir": "lb", "samples": 6}, "LongBench's files"),
         ({"longbench_dir": "lb", "longbench_e": True}, {"longbench_e": True}, "LongBench-E's files"),
     ],

@@ -11,6 +11,7 @@ from .quoted import PAPER, REVIEW
 __all__ = ["check_ann"]
 
 _METHODS = ("chain", "calibrated", "mse", "mse-scale", "sqtqmse", "pq", "flat")
+_SLOW = {"sample": ("pq", "sqtqmse"), "sample-lm": ("sqtqmse",)}  # left out of a quick run
 _WIDTHS = (1.0, 2.0, 4.0)
 _LABELS = {"sample": "sentence embeddings", "sample-lm": "uncentred hidden states of a language model"}
 _ONE_BIT = {"sample": 0.6, "sample-lm": 0.85}  # recall that the calibrated index must have
@@ -23,17 +24,14 @@ def check_ann(context: Context) -> tuple[list[Check], dict[str, Any]]:
     from ..suites import run_ann
 
     o = context.options
-    widths = (1.0, 2.0) if o.quick else _WIDTHS
-    widths = tuple(sorted({*widths, float(o.scalar_bits)}))
+    widths = tuple(sorted({*((1.0,) if o.quick else _WIDTHS), float(o.scalar_bits)}))
     records, checks = {}, []
     for source in _LABELS:
-        # PQ trains for long at many bits; a quick run has its widths from the smaller set
-        kept = tuple(b for b in widths if not o.quick or source == "sample-lm" or b in (1.0, o.scalar_bits))
         records[source] = run_ann(
             source,
             SourceOptions(seed=o.seed),
-            methods=tuple(m for m in _METHODS if not (o.quick and source == "sample" and m == "pq")),
-            bits=kept,
+            methods=tuple(m for m in _METHODS if not (o.quick and m in _SLOW[source])),
+            bits=widths,
             repeats=o.repeats,
             memory=False,
         )

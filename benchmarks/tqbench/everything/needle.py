@@ -77,7 +77,7 @@ def _grid(context: Context) -> dict[str, Any]:
         }
     if quick:
         tasks = ("single", "multi-key", "multi-value")
-        return {"tasks": tasks, "lengths": (1024,), "depths": (0.2, 0.7), "samples": 1}
+        return {"tasks": tasks, "lengths": (768,), "depths": (0.2, 0.7), "samples": 1}
     return {"lengths": (1024, 2048), "depths": (0.1, 0.5, 0.9), "samples": 1}
 
 

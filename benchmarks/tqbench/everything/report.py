@@ -13,14 +13,23 @@ from ..errors import BenchError
 from ..report import save_report
 from .verdicts import claim_rows, reviewed_rows
 
-__all__ = ["CLAIM_TABLES", "claims_markdown", "describe", "reviewed_markdown", "write_all_report"]
+__all__ = [
+    "CLAIM_TABLES",
+    "claims_markdown",
+    "describe",
+    "reviewed_markdown",
+    "verdicts_markdown",
+    "write_all_report",
+]
 
 _CLAIM_HEADS = ("source", "claim", "printed", "verdict", "ours", "note")
 _REVIEWED_HEADS = ("number", "check", "review", "ours", "status", "checks")
+_SHORT_HEADS = ("verdict", "claim", "printed", "ours", "note")
 _TITLES = {
     "claims": "Claims of the paper (arXiv 2504.19874) and of the public review",
     "reviewed": "The review's fourteen checks",
 }
+_VERDICTS = ("not reproduced", "refined", "not tested")
 _DIVISION = "The review names seven groups and counts fourteen passes; their division into fourteen is ours."
 
 
@@ -77,6 +86,18 @@ def reviewed_markdown(record: dict[str, Any]) -> str:
     return f"{_reviewed(record)}\n\n{_DIVISION} {_origin(record)}"
 
 
+def verdicts_markdown(record: dict[str, Any]) -> str:
+    """In short: the claims that are reproduced in a sentence, the others as a table, and what it was made of."""
+    rows = claim_rows(record)
+    held = [f"{row['claim']} ({row['source']})" for row in rows if row["verdict"] == "reproduced"]
+    others = [
+        row | {"claim": f"{row['source']}: {row['claim']}"} for row in rows if row["verdict"] != "reproduced"
+    ]
+    others.sort(key=lambda row: _VERDICTS.index(row["verdict"]))
+    table = _lines(_SHORT_HEADS, others, "verdict")
+    return f"**Reproduced**, {len(held)} of {len(rows)}: {'; '.join(held)}.\n\n{table}\n\n{_origin(record)}"
+
+
 def _markdown(record: dict[str, Any]) -> str:
     return (
         f"## {_TITLES['claims']}\n\n{_claims(record)}\n\n"
@@ -128,7 +149,7 @@ def _html(title: str, heads: Sequence[str], rows: list[dict[str, str]], words: s
 
 
 # kind of a table of `tqbench.tables` -> how it is made of a record of `tq bench all`
-CLAIM_TABLES = {"claims": claims_markdown, "reviewed": reviewed_markdown}
+CLAIM_TABLES = {"claims": claims_markdown, "reviewed": reviewed_markdown, "verdicts": verdicts_markdown}
 _WRAP = "white-space:normal;text-align:left"
 
 

@@ -37,7 +37,8 @@ def claim_rows(record: dict[str, Any]) -> list[dict[str, str]]:
             verdict = claim.holds if all(check.status == "PASS" for check in made) else claim.fails
         else:
             verdict = "not tested"
-        note = claim.note if made else "; ".join(dict.fromkeys(check.reason for check in found))
+        skipped = "; ".join(dict.fromkeys(check.reason for check in found))
+        note = claim.note if made else skipped or claim.untested
         rows.append({
             "source": claim.source, "claim": claim.text, "printed": claim.printed, "verdict": verdict,
             "ours": _numbers(made, claim.unit), "note": note,
