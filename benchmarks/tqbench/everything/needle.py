@@ -73,7 +73,7 @@ def _grid(context: Context) -> dict[str, Any]:
         return {
             "lengths": (4096, 16384) if quick else (4096, 16384, 32768),
             "depths": (0.1, 0.5, 0.9)[:: 2 if quick else 1],
-            "samples": 1 if quick else 2,
+            "samples": 1,
         }
     if quick:
         tasks = ("single", "multi-key", "multi-value")
