@@ -111,57 +111,157 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 
 #elif defined(__AVX2__)
 
-// Gathers byte place p of sixteen rows into one half register, so that VPSHUFB can use the place's own table.
-// Rows come out in the order 0-3, 8-11, 4-7, 12-15.
-static inline void by_place(const uint32_t* word, __m256i* p01, __m256i* p23) {
+constexpr int kOneQueryBlocks = 8;  // that one query passes through together
+
+// Nibbles of one word of sixteen rows by byte place, two places a register, so that VPSHUFB can use each place's own
+// table. Rows come out in the order 0-3, 8-11, 4-7, 12-15.
+struct Nibbles { __m256i low[2], high[2]; };
+
+static inline __attribute__((always_inline)) Nibbles by_place(const uint32_t* word) {
     const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
                                            13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i nibble = _mm256_set1_epi8(15);
     const __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)word), order);
     const __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)(word + 8)), order);
-    *p01 = _mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8);
-    *p23 = _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8);
+    const __m256i x[2] = {_mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8),
+                          _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8)};
+    Nibbles out;
+#pragma GCC unroll 2
+    for (int pair = 0; pair < 2; ++pair) {
+        out.low[pair] = _mm256_and_si256(x[pair], nibble);
+        out.high[pair] = _mm256_and_si256(_mm256_srli_epi16(x[pair], 4), nibble);
+    }
+    return out;
 }
 
-struct Sums16 { __m256i v[4]; };  // int32, rows 0-7 of each half in the order above, halves kept apart
+// Words whose sums stay within 16 bits for all queries of a pass. `weights` holds, for each word, query and pair of
+// places, the weights of a low and a high nibble eight times for one place, then for the other.
+struct Window {
+    static constexpr int kMost = 16;
+    int begin, end;
+    alignas(32) uint8_t weights[kMost * 4][2][32];
+};
 
-static inline void add_pair(__m256i x, const uint8_t* lut, __m256i weights, Sums16* s) {
-    const __m256i nibble = _mm256_set1_epi8(15), zero = _mm256_setzero_si256();
-    const __m256i low = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)lut), _mm256_and_si256(x, nibble));
-    const __m256i high = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)(lut + 64)),
-                                             _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble));
-    const __m256i m0 = _mm256_maddubs_epi16(_mm256_unpacklo_epi8(low, high), weights);
-    const __m256i m1 = _mm256_maddubs_epi16(_mm256_unpackhi_epi8(low, high), weights);
-    s->v[0] = _mm256_add_epi32(s->v[0], _mm256_unpacklo_epi16(m0, zero));
-    s->v[1] = _mm256_add_epi32(s->v[1], _mm256_unpackhi_epi16(m0, zero));
-    s->v[2] = _mm256_add_epi32(s->v[2], _mm256_unpacklo_epi16(m1, zero));
-    s->v[3] = _mm256_add_epi32(s->v[3], _mm256_unpackhi_epi16(m1, zero));
+// Largest sum of both places that share a half register: the weights of four nibbles times the largest table entry.
+static inline uint32_t largest_sum(const uint32_t* weights) {
+    const uint32_t both = weights[0] + weights[1], even = both & 0xFF00FF, odd = both >> 8 & 0xFF00FF;
+    const uint32_t first = (even + (even >> 16)) & 0xFFFF, second = (odd + (odd >> 16)) & 0xFFFF;
+    return 255 * (first > second ? first : second);
 }
 
-// Bytes (weight of the low nibble, weight of the high nibble) of places p (low half) and p + 1 (high half).
-static inline __m256i pair_weights(const uint32_t* weights, int p) {
-    const uint8_t *low = (const uint8_t*)weights, *high = low + 4;
-    return _mm256_set_m128i(_mm_set1_epi16((short)(low[p + 1] | high[p + 1] << 8)),
-                            _mm_set1_epi16((short)(low[p] | high[p] << 8)));
+template <int NQ>
+static void open_window(const QueryTables* queries, int words, int begin, Window* out) {
+    const __m256i first_pair = _mm256_set_m128i(_mm_set1_epi16(0x0501), _mm_set1_epi16(0x0400));
+    const __m256i second_pair = _mm256_set_m128i(_mm_set1_epi16(0x0703), _mm_set1_epi16(0x0602));
+    uint32_t sums[NQ] = {}, most = 0;
+    int w = begin;
+    for (; w < words && w - begin < Window::kMost; ++w) {
+        for (int q = 0; q < NQ; ++q) {
+            sums[q] += largest_sum(queries[q].weights + 2 * w);
+            most = sums[q] > most ? sums[q] : most;
+        }
+        if (most > 65535) break;
+        for (int q = 0; q < NQ; ++q) {
+            int64_t both;
+            memcpy(&both, queries[q].weights + 2 * w, sizeof(both));
+            const __m256i v = _mm256_set1_epi64x(both);
+            __m256i* to = (__m256i*)out->weights[(w - begin) * NQ + q];
+            _mm256_store_si256(to, _mm256_shuffle_epi8(v, first_pair));
+            _mm256_store_si256(to + 1, _mm256_shuffle_epi8(v, second_pair));
+        }
+    }
+    out->begin = begin;
+    out->end = w;
+}
+
+// acc [16] (+)= the 16-bit sums of rows 0-3 and 8-11, and of 4-7 and 12-15, each of two places.
+static inline __attribute__((always_inline)) void close_window(const __m256i* sum, bool first, int32_t* acc) {
+    const __m256i zero = _mm256_setzero_si256();
+    const __m256i a[2] = {_mm256_unpacklo_epi16(sum[0], zero), _mm256_unpackhi_epi16(sum[0], zero)};
+    const __m256i b[2] = {_mm256_unpacklo_epi16(sum[1], zero), _mm256_unpackhi_epi16(sum[1], zero)};
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+        __m256i* out = (__m256i*)(acc + 8 * half);
+        const __m256i rows = _mm256_add_epi32(_mm256_permute2x128_si256(a[half], b[half], 0x20),
+                                              _mm256_permute2x128_si256(a[half], b[half], 0x31));
+        _mm256_storeu_si256(out, first ? rows : _mm256_add_epi32(_mm256_loadu_si256(out), rows));
+    }
+}
+
+// One window of NB blocks for NQ queries with all sums in registers.
+template <int NB, int NQ>
+static inline __attribute__((always_inline)) void scan_window(const uint32_t* blocks, ptrdiff_t block_stride,
+                                                              const QueryTables* queries, const Window& window,
+                                                              int32_t* acc, ptrdiff_t acc_stride) {
+    __m256i sum[NB * NQ][2];
+#pragma GCC unroll 4
+    for (int i = 0; i < NB * NQ; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
+    for (int w = window.begin; w < window.end; ++w) {
+        Nibbles x[NB];
+#pragma GCC unroll 2
+        for (int b = 0; b < NB; ++b) {
+            const uint32_t* word = blocks + b * block_stride + (ptrdiff_t)w * kLanes;
+            if (NQ == 1) _mm_prefetch((const char*)(word + kOneQueryBlocks * block_stride), _MM_HINT_T0);
+            x[b] = by_place(word);
+        }
+#pragma GCC unroll 4
+        for (int q = 0; q < NQ; ++q) {
+            const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
+#pragma GCC unroll 2
+            for (int pair = 0; pair < 2; ++pair) {
+                const __m256i low = _mm256_loadu_si256((const __m256i*)(lut + 32 * pair));
+                const __m256i high = _mm256_loadu_si256((const __m256i*)(lut + 64 + 32 * pair));
+                const __m256i weight = _mm256_load_si256(
+                    (const __m256i*)window.weights[(w - window.begin) * NQ + q][pair]);
+#pragma GCC unroll 2
+                for (int b = 0; b < NB; ++b) {
+                    __m256i* s = sum[b * NQ + q];
+                    const __m256i l = _mm256_shuffle_epi8(low, x[b].low[pair]);
+                    const __m256i h = _mm256_shuffle_epi8(high, x[b].high[pair]);
+                    s[0] = _mm256_add_epi16(s[0], _mm256_maddubs_epi16(_mm256_unpacklo_epi8(l, h), weight));
+                    s[1] = _mm256_add_epi16(s[1], _mm256_maddubs_epi16(_mm256_unpackhi_epi8(l, h), weight));
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < NB * NQ; ++i)
+        close_window(sum[i], window.begin == 0, acc + (ptrdiff_t)(i / NQ) * acc_stride + i % NQ * kLanes);
+}
+
+// Queries that share the reordering of the codes go through few words of many blocks, so that their tables stay in the
+// first-level cache; one query goes through few blocks at a time, so that codes come nearly in order of address.
+template <int NB, int NQ>
+static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
+                         ptrdiff_t acc_stride) {
+    const ptrdiff_t block_stride = (ptrdiff_t)words * kLanes;
+    const int step = NQ == 1 ? kOneQueryBlocks : n_blocks;
+    for (int first = 0; first < n_blocks; first += step) {
+        const int last = first + step < n_blocks ? first + step : n_blocks;
+        Window window;
+        for (int w = 0; w < words; w = window.end) {
+            open_window<NQ>(queries, words, w, &window);
+            int b = first;
+            for (; b + NB <= last; b += NB)
+                scan_window<NB, NQ>(blocks + b * block_stride, block_stride, queries, window, acc + b * acc_stride,
+                                    acc_stride);
+            for (; b < last; ++b)
+                scan_window<1, NQ>(blocks + b * block_stride, block_stride, queries, window, acc + b * acc_stride,
+                                   acc_stride);
+        }
+    }
 }
 
 void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
-    for (int b = 0; b < n_blocks; ++b)
-        for (int q = 0; q < n_queries; ++q) {
-            Sums16 s = {};
-            for (int w = 0; w < words; ++w) {
-                __m256i p01, p23;
-                by_place(blocks + ((ptrdiff_t)b * words + w) * kLanes, &p01, &p23);
-                const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
-                const uint32_t* weights = queries[q].weights + 2 * w;
-                add_pair(p01, lut, pair_weights(weights, 0), &s);
-                add_pair(p23, lut + 32, pair_weights(weights, 2), &s);
-            }
-            int32_t* out = acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
-            const int rows[4] = {0, 8, 4, 12};
-            for (int k = 0; k < 4; ++k)
-                _mm_storeu_si128((__m128i*)(out + rows[k]), _mm_add_epi32(_mm256_castsi256_si128(s.v[k]),
-                                                                         _mm256_extracti128_si256(s.v[k], 1)));
-        }
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes;
+    int q = 0;
+    for (; q + 4 <= n_queries; q += 4)
+        scan_queries<1, 4>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+    if (n_queries - q >= 2) {
+        scan_queries<1, 2>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+        q += 2;
+    }
+    if (n_queries - q == 1) scan_queries<2, 1>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
 }
 
 #elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
