@@ -11,6 +11,7 @@ from tqcore import _core
 
 __all__ = [
     "check_codes",
+    "check_deviations",
     "check_device",
     "check_ids",
     "check_integer",
@@ -59,15 +60,27 @@ def check_metric(metric: Any) -> str:
 
 def check_radius(radius: Any) -> float:
     """Return `radius` as float; infinities are allowed, NaN is not."""
-    if isinstance(radius, (bool, np.bool_, str, bytes)):
-        raise TypeError(f"radius must be a real number, got {radius!r} ({type(radius).__name__})")
-    try:
-        number = float(radius)
-    except (TypeError, ValueError):
-        raise TypeError(f"radius must be a real number, got {radius!r} ({type(radius).__name__})") from None
+    number = _real(radius, "radius")
     if number != number:
         raise ValueError("radius must not be NaN, got nan")
     return number
+
+
+def check_deviations(value: Any, name: str) -> float:
+    """Return `value` as float, at least 0; infinity is allowed."""
+    number = _real(value, name)
+    if not number >= 0:
+        raise ValueError(f"{name} must be at least 0, got {number:g}")
+    return number
+
+
+def _real(value: Any, name: str) -> float:
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a real number, got {value!r} ({type(value).__name__})") from None
 
 
 def check_vectors(x: Any, name: str, d: int) -> np.ndarray:

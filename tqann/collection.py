@@ -167,13 +167,14 @@ class Collection:
         return self.quantizer.decode(self.storage.rows(positions), self.storage.scalars_at(positions))
 
     def search(self, queries: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return D and I of `scan.search`; options are metric, mask and threads."""
+        """Return D and I of `scan.search`; options are metric, mask, threads and deviations."""
         return scan.search(*self._codes(), queries, k, **self._range(), **options)
 
     def range_search(
         self, queries: np.ndarray, radius: float, **options: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return lims, D and I of `scan.range_search`; options are metric, mask and threads."""
+        """Return lims, D and I of `scan.range_search`, which knows no deviations; options as for `search`."""
+        options.pop("deviations", None)
         return scan.range_search(*self._codes(), queries, radius, **self._range(), **options)
 
     def _codes(self) -> tuple[Quantizer, np.ndarray, np.ndarray]:

@@ -49,13 +49,14 @@ class TurboQuantIndex(IndexBase):
     d : int
         Dimensions, 8 to 65536.
     bits : float
-        Bits per dimension: 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6 or 8 for "chain", 1 to 8 for "mse" and
-        "prod".
+        Bits per dimension: 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6 or 8 for "chain", 3, 3.5, 4, 5, 6 or 8 for
+        "layered", 1 to 8 for "mse" and "prod".
     metric : str or int
         "l2" (squared Euclidean distance, smallest first), "ip" (inner product, largest first), "cosine"
         (inner product of normalised vectors), or FAISS's constant for one of the first two.
     code, memory, rotation, seed, scale, sketch
-        How vectors become codes; see `tqcore.quantizer.Quantizer`.
+        How vectors become codes; see `tqcore.quantizer.Quantizer`. A search of a "layered" code reads about half of
+        it, and all of those vectors that can still be among the best; `SearchParameters.deviations` says how sure.
     plan : str
         "oblivious": the code depends on no data. "calibrated": the first batch added (or `calibrate`) gives mean and
         second moments, and bits go where they save most. "auto": the same if the first batch is large enough for it
@@ -361,14 +362,15 @@ class TurboQuantIndex(IndexBase):
         return checked
 
     def _options(self, params: Any) -> dict[str, Any]:
-        selector, threads, factor = search_parameters(params, self.threads)
+        selector, threads, further = search_parameters(params, self.threads)
         mask = None if selector is None else bitset(select(selector, self._id_map, "params"))
-        options = {"metric": self._metric, "mask": mask, "threads": threads}
-        if factor is None:
-            return options
-        if self.refine_bits is None:
-            raise ValueError(f"params.refine_factor needs an index made with refine_bits, got {factor}")
-        return options | {"refine_factor": factor}
+        if "refine_factor" in further and self.refine_bits is None:
+            raise ValueError(
+                f"params.refine_factor needs an index made with refine_bits, got {further['refine_factor']}"
+            )
+        if "deviations" in further and self.quantizer.layers is None:
+            raise ValueError(f'params.deviations needs code="layered", got {further["deviations"]:g}')
+        return {"metric": self._metric, "mask": mask, "threads": threads, **further}
 
 
 def _unpickle(data: bytes, threads: int) -> TurboQuantIndex:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BLOCK_ROWS", "CHAIN_RATES", "CODES", "MAX_D", "MIN_D", "ChainLayout", "chain_layout"]
+__all__ = [
+    "BLOCK_ROWS",
+    "CHAIN_RATES",
+    "CODES",
+    "LAYER_RATES",
+    "MAX_D",
+    "MIN_D",
+    "ChainLayout",
+    "chain_layout",
+]
 
 MIN_D = 8
 MAX_D = 1 << 16
 BLOCK_ROWS = 16
-CODES = ("chain", "mse", "prod")
+CODES = ("chain", "layered", "mse", "prod")
 
 # bits per dimension -> P nibbles per Q dimensions
 CHAIN_RATES: dict[float, tuple[int, int]] = {
@@ -24,6 +33,16 @@ CHAIN_RATES: dict[float, tuple[int, int]] = {
     5.0: (5, 4),
     6.0: (3, 2),
     8.0: (2, 1),
+}
+
+# bits per dimension of a layered code -> those of its two chains
+LAYER_RATES: dict[float, tuple[float, float]] = {
+    3.0: (1.5, 1.5),
+    3.5: (1.5, 2.0),
+    4.0: (2.0, 2.0),
+    5.0: (2.0, 3.0),
+    6.0: (2.0, 4.0),
+    8.0: (2.0, 6.0),
 }
 
 

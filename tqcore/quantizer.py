@@ -10,13 +10,15 @@ import numpy as np
 from tqcore import _core
 from tqcore.chain import chain_code, nibble_tables, tables_fingerprint
 from tqcore.codebook import lloyd_max
-from tqcore.config import CHAIN_RATES, CODES, MAX_D, MIN_D
+from tqcore.config import CHAIN_RATES, CODES, LAYER_RATES, MAX_D, MIN_D
+from tqcore.layers import Layers
 from tqcore.plan import Plan
 from tqcore.prod import Prod
 from tqcore.rotation import HaarRotation, HadamardRotation
 
 __all__ = ["Quantizer"]
 
+_OF_CHAINS = ("chain", "layered")
 _CHUNK_BYTES = 12 << 20  # of rows encoded at a time, so that scratch memory stays small and in cache
 
 
@@ -31,10 +33,11 @@ class Quantizer:
     d : int
         Dimensions, 8 to 65,536.
     bits : float
-        Bits per dimension without scalars: a rate of `tqcore.config.CHAIN_RATES` for "chain", an integer from 1 to 8
-        for "mse" and "prod".
+        Bits per dimension without scalars: a rate of `tqcore.config.CHAIN_RATES` for "chain", of `LAYER_RATES` for
+        "layered", an integer from 1 to 8 for "mse" and "prod".
     code : str
-        "chain" (a tail-biting chain of nibbles), "mse" (TurboQuant, arXiv 2504.19874, Algorithm 1: Lloyd-Max per
+        "chain" (a tail-biting chain of nibbles), "layered" (a coarse chain and one of its error, which is searched in
+        two steps; `tqcore.layers`), "mse" (TurboQuant, arXiv 2504.19874, Algorithm 1: Lloyd-Max per
         coordinate) or "prod" (Algorithm 2: one bit of every coordinate goes to a QJL sketch of the error).
     memory : int
         Nibbles a coordinate of a chain depends on: 2, or 3 for less distortion and slower encoding.
@@ -61,6 +64,8 @@ class Quantizer:
         float32 scalars a vector.
     core : tqcore._core.Code
         The compiled code.
+    layers : Layers or None
+        Of a "layered" code.
     """
 
     def __init__(
@@ -89,6 +94,7 @@ class Quantizer:
         self.store_norm, self.normalize = bool(store_norm), bool(normalize)
         self._rotation = HadamardRotation(d, seed) if rotation == "hadamard" else HaarRotation(d, seed)
         self._prod: Prod | None = None
+        self.layers: Layers | None = None
         self.plan = self._checked_plan(plan)
         self.core, self._encoder = self._build()
         self.code_size: int = self.core.code_size
@@ -118,6 +124,9 @@ class Quantizer:
         if self.code == "chain":
             core = chain_code(d, bits, self.memory) if self.plan is None else self.plan.core()
             return core, core
+        if self.code == "layered":
+            self.layers = Layers(d, bits, self.memory, self.seed)
+            return self.layers.core, self.layers.core
         if self.code == "mse":
             centroids = lloyd_max(d, int(bits))
             encoder = _core.scalar_code(d, int(bits), centroids)
@@ -147,7 +156,7 @@ class Quantizer:
         )
         config = {name: getattr(self, name) for name in names}
         # Codes mean what they mean only with the tables they were made with.
-        config["tables"] = tables_fingerprint() if self.code == "chain" else None
+        config["tables"] = tables_fingerprint() if self.code in _OF_CHAINS else None
         config["plan"] = None if self.plan is None else self.plan.describe()
         return config
 
@@ -156,7 +165,7 @@ class Quantizer:
         """The quantizer of a `config()`; `arrays` are those of its plan, by name."""
         options = dict(config)
         tables, plan = options.pop("tables", None), options.pop("plan", None)
-        if tables != (tables_fingerprint() if options.get("code") == "chain" else None):
+        if tables != (tables_fingerprint() if options.get("code") in _OF_CHAINS else None):
             raise ValueError(f"tables must be those of this version, {tables_fingerprint()}, got {tables!r}")
         if plan is not None:
             Plan.shapes(options["d"], plan)
@@ -225,6 +234,8 @@ class Quantizer:
         if self.plan is not None and not self.plan.centres_only:
             return _core.project(q, self.plan.query_matrix, threads)
         rotated = self.rotate(q)
+        if self.layers is not None:
+            return self.layers.project(rotated)
         if self._prod is None:
             return rotated
         return np.ascontiguousarray(np.concatenate([rotated, self._prod.project(rotated)], axis=1))
@@ -282,22 +293,28 @@ class Quantizer:
             if not self.plan.centres_only:
                 return self._planned_chunk(self.plan, x, threads)
         signs = self._rotation.signs if isinstance(self._rotation, HadamardRotation) else None
-        if self._prod is None and signs is not None:
+        if self._prod is None and self.layers is None and signs is not None:
             codes, dots, norms = _core.encode(self._encoder, x, signs, threads)
+            dots = dots[:, 0]
         else:
             y, norms = _core.normalize(x, threads)
             y = self._rotation.rotate(y)
             if self._prod is not None:
                 return self._prod_scalars(self._prod, y, norms)
-            codes, dots, _ = _core.encode(self._encoder, y, None, threads)
+            codes, dots = self._encode_rotated(y, threads)
         if self.plan is None:
             norms = self._taken(norms)
         root = math.sqrt(self.d)
         scale = norms / root
         if self.scale == "unbiased":
-            positive = dots[:, 0] > 0
-            np.divide(norms * root, dots[:, 0], out=scale, where=positive)
+            np.divide(norms * root, dots, out=scale, where=dots > 0)
         return codes, self._columns([scale], norms)
+
+    def _encode_rotated(self, y: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.layers is not None:
+            return self.layers.encode(y, threads)
+        codes, dots, _ = _core.encode(self._encoder, y, None, threads)
+        return codes, dots[:, 0]
 
     def _planned_chunk(self, plan: Plan, centred: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         z = _core.project(centred, plan.encode_matrix, threads)
@@ -336,6 +353,8 @@ class Quantizer:
         return out
 
     def _decode_chunk(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
+        if self.layers is not None:
+            return self._rotation.unrotate(self.layers.decode(codes)) * scalars[:, :1]
         y = _core.decode(self.core, codes)
         if self.plan is not None:
             centred = self._rotation.unrotate(y) if self.plan.centres_only else y @ self.plan.query_matrix.T
@@ -359,7 +378,7 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 
 def _rate(bits: Any, code: str) -> float:
-    rates = tuple(CHAIN_RATES) if code == "chain" else tuple(float(b) for b in range(1, 9))
+    rates = tuple({"chain": CHAIN_RATES, "layered": LAYER_RATES}.get(code, map(float, range(1, 9))))
     if (
         isinstance(bits, bool)
         or not isinstance(bits, (int, float, np.integer, np.floating))

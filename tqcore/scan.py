@@ -7,9 +7,10 @@ import numpy as np
 from tqcore import _core
 from tqcore.quantizer import Quantizer
 
-__all__ = ["METRICS", "range_search", "rescore", "search"]
+__all__ = ["DEVIATIONS", "METRICS", "range_search", "rescore", "search"]
 
 METRICS = ("l2", "ip", "cosine")
+DEVIATIONS = 3.5  # at which no set that was measured loses 0.1 points of recall
 
 
 def search(
@@ -25,8 +26,13 @@ def search(
     mask: np.ndarray | None = None,
     positions: bool = False,
     threads: int = 0,
+    deviations: float = DEVIATIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best rows of every query under the exact scores of their codes.
+
+    Of a "layered" code the first layer of every row is scored, and the whole of those rows that could be among the
+    best if the first layer's error were `deviations` standard deviations. Which row beyond that is found can depend
+    on the number of threads; all other results do not.
 
     Parameters
     ----------
@@ -52,6 +58,8 @@ def search(
         Return row numbers in I; ids then only order equal scores.
     threads : int
         0 takes the default.
+    deviations : float
+        At least 0, for "layered" codes; infinity scores every row whole.
 
     Returns
     -------
@@ -62,6 +70,9 @@ def search(
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
     stored.positions = positions
+    if quantizer.layers is not None and np.isfinite(deviations):
+        stored.head_words, stored.head_share = quantizer.layers.head_words, quantizer.layers.head_share
+        stored.deviations = deviations
     return _core.search(quantizer.core, stored, *quantizer.query(q, metric, threads), k, threads)
 
 

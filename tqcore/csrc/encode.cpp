@@ -124,12 +124,12 @@ void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, i
     });
 }
 
-void squared_norms(const float* x, int64_t n, int d, double* out, int threads) {
+void row_dots(const float* x, const float* y, int64_t n, int d, double* out, int threads) {
     constexpr int64_t kAtOnce = 1 << 18;  // floats a task
     const int64_t rows = std::max<int64_t>(1, kAtOnce / d);
     parallel_for((n + rows - 1) / rows, threads, [&](int64_t task) {
         for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
-            out[i] = kernels()->dot(x + i * d, x + i * d, d);
+            out[i] = kernels()->dot(x + i * d, y + i * d, d);
     });
 }
 

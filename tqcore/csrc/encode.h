@@ -7,7 +7,7 @@ namespace tq {
 // x [n][d] row-major; y [n][d] = x at squared length d, norms [n].
 void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, int threads);
 // out [n] = <x_i, x_i> in double.
-void squared_norms(const float* x, int64_t n, int d, double* out, int threads);
+void row_dots(const float* x, const float* y, int64_t n, int d, double* out, int threads);
 void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads);
 
 // out [n][columns] = x [n][d] times m [d][columns].

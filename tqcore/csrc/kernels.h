@@ -45,6 +45,7 @@ struct QueryTables {
 struct QueryBounds {
     float delta, base, above, below, threshold;
     float norm_factor;             // b = norm_factor * squared norm, rounded towards a larger bound
+    float head_base, head_above;   // base and above of the sum over the first slots alone
 };
 
 struct Kernels {
@@ -68,17 +69,17 @@ struct Kernels {
     // lut [n_nibbles][16]: sum of q_i T over the coordinates that a nibble takes part in.
     void (*chain_lut)(const ChainView*, const float* q, double* lut);
     // lut of n_slots (a multiple of 8) nibbles to bytes [n_slots / 8][2][64] and weights; scratch [2 * n_slots].
-    void (*quantize_lut)(const double* lut, int n_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
-                         QueryBounds*);
+    void (*quantize_lut)(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes,
+                         uint32_t* weights, QueryBounds*);
     // Sum over the nibbles of a packed row, in a fixed order.
     double (*lut_score)(const double* lut, const uint8_t* row, int n_nibbles);
     // One row: sum of q_i * yhat_i in the fixed order of eight partial sums.
     // out [n][columns] = x [n][d] times m [d][columns], row-major.
     void (*project)(const float* x, ptrdiff_t stride, int n, int d, const float* m, int columns, float* out);
     double (*dot)(const float* q, const float* yhat, int d);
-    // acc [n_blocks][n_queries][16] = weighted table sums; blocks [n_blocks][words][16].
-    void (*scan)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,
-                 int32_t* acc);
+    // acc [n_blocks][n_queries][16] = weighted table sums of the first words of blocks [n_blocks][block_words][16].
+    void (*scan)(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries,
+                 int n_queries, int32_t* acc);
     // Bit i of masks[b]: row i of block b can still reach the threshold. acc of one query at a stride.
     void (*reachable)(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds*, const float* a,
                       const float* squared_norms, uint16_t* masks);

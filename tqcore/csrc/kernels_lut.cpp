@@ -9,6 +9,7 @@ typedef uint8_t vbyte8 __attribute__((vector_size(8)));
 typedef int32_t vint8 __attribute__((vector_size(32)));
 
 constexpr int kMaxWeight = 64;      // 255 * 64 * 2 fits a signed 16-bit sum
+constexpr int kMeanWeight = 8;      // small weights let many sums fit 16 bits, large ones waste less by being whole
 constexpr double kRounding = 1e-6;  // float32 arithmetic of the scan, relative to the largest possible sum
 
 static inline vdouble load8(const double* p) { vdouble v; memcpy(&v, p, 64); return v; }
@@ -44,19 +45,25 @@ void chain_lut(const ChainView* c, const float* q, double* lut) {
     }
 }
 
-void quantize_lut(const double* lut, int n_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
+void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
                   QueryBounds* bounds) {
-    double *low = scratch, *range = scratch + n_slots, widest = 0, magnitude = 0, base = 0;
+    double *low = scratch, *range = scratch + n_slots, widest = 0, ranges = 0, magnitude = 0;
+    double base = 0, head_base = 0, head_above = 0;
+    int used = 0;
     for (int j = 0; j < n_slots; ++j) {
         const vdouble a = load8(lut + (ptrdiff_t)j * 16), b = load8(lut + (ptrdiff_t)j * 16 + 8);
         const double lowest = smallest(a < b ? a : b), highest = largest(a > b ? a : b);
         low[j] = lowest;
         range[j] = highest - lowest;
         widest = range[j] > widest ? range[j] : widest;
+        ranges += range[j];
+        used += range[j] > 0;
         magnitude += -lowest > highest ? -lowest : highest;
         base += lowest;
+        if (j < head_slots) head_base = base;
     }
-    const float delta = widest > 0 ? (float)(widest / (255.0 * kMaxWeight)) : 1.0f;
+    const double least = widest / kMaxWeight, mean = used ? ranges / used / kMeanWeight : 0.0;
+    const float delta = widest > 0 ? (float)((least > mean ? least : mean) / 255.0) : 1.0f;
     const double unit = 255.0 * (double)delta, nearest_even = 6755399441055744.0;  // 1.5 * 2^52
     double above = 0, below = 0;
     memset(weights, 0, sizeof(uint32_t) * (size_t)n_slots / 4);
@@ -78,6 +85,7 @@ void quantize_lut(const double* lut, int n_slots, double* scratch, uint8_t* byte
             memcpy(out + 8 * h, &b, 8);
         }
         above += largest(over);
+        if (j < head_slots) head_above = above;
         below += largest(under);
     }
     const double slack = kRounding * (magnitude + (base < 0 ? -base : base));
@@ -85,6 +93,8 @@ void quantize_lut(const double* lut, int n_slots, double* scratch, uint8_t* byte
     bounds->base = (float)base;
     bounds->above = (float)(above + slack);
     bounds->below = (float)(below + slack);
+    bounds->head_base = (float)head_base;
+    bounds->head_above = (float)(head_above + slack);
     bounds->threshold = -__builtin_inff();
 }
 

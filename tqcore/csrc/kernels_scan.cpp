@@ -36,17 +36,19 @@ static inline __attribute__((always_inline)) void add_half(const uint32_t* word,
 
 // NB blocks by NQ queries with all sums in registers.
 template <int NB, int NQ>
-static void scan_part(const uint32_t* blocks, int words, const QueryTables* queries, int32_t* acc,
-                      ptrdiff_t acc_stride) {
-    const ptrdiff_t block_stride = (ptrdiff_t)words * kLanes;
+static void scan_part(const uint32_t* blocks, ptrdiff_t block_stride, int words, const QueryTables* queries,
+                      int32_t* acc, ptrdiff_t acc_stride) {
     __m512i sum[NB * NQ];
 #pragma GCC unroll 16
     for (int i = 0; i < NB * NQ; ++i) sum[i] = _mm512_setzero_si512();
-    // The next blocks come into the second-level cache in order of address, which hides the memory's latency.
+    // The next blocks come into the second-level cache, in order of address if they are read whole, which hides the
+    // memory's latency.
     const char* next = (const char*)(blocks + NB * block_stride);
+    const bool whole = block_stride == (ptrdiff_t)words * kLanes;
+    const ptrdiff_t next_word = whole ? NB * 64 : 64, next_block = whole ? 64 : block_stride * 4;
     for (int w = 0; w < words; ++w) {
 #pragma GCC unroll 8
-        for (int b = 0; b < NB; ++b) _mm_prefetch(next + ((ptrdiff_t)w * NB + b) * 64, _MM_HINT_T1);
+        for (int b = 0; b < NB; ++b) _mm_prefetch(next + w * next_word + b * next_block, _MM_HINT_T1);
         add_half<NB, NQ, 0>(blocks + (ptrdiff_t)w * kLanes, block_stride, w, queries, sum);
         add_half<NB, NQ, 1>(blocks + (ptrdiff_t)w * kLanes, block_stride, w, queries, sum);
     }
@@ -68,13 +70,13 @@ static inline __attribute__((always_inline)) void add_word(const uint32_t* word,
 
 // One query is bound by memory: it goes through the codes in order of address, with four sums to hide the latency of
 // the dot products.
-static void scan_one(const uint32_t* blocks, int n_blocks, int words, const QueryTables& query, int32_t* acc,
-                     ptrdiff_t acc_stride) {
+static void scan_one(const uint32_t* blocks, int n_blocks, ptrdiff_t block_stride, int words, const QueryTables& query,
+                     int32_t* acc, ptrdiff_t acc_stride) {
     constexpr ptrdiff_t kAhead = 512;  // entries, 2 KiB
     for (int b = 0; b < n_blocks; ++b) {
         __m512i s[4] = {};
         for (int w = 0; w < words; w += 2) {
-            const uint32_t* x = blocks + ((ptrdiff_t)b * words + w) * kLanes;
+            const uint32_t* x = blocks + b * block_stride + (ptrdiff_t)w * kLanes;
             _mm_prefetch((const char*)(x + kAhead), _MM_HINT_T0);
             add_word(x, query.lut + (ptrdiff_t)w * 128, query.weights + 2 * w, s[0], s[1]);
             if (w + 1 == words) break;
@@ -87,26 +89,27 @@ static void scan_one(const uint32_t* blocks, int n_blocks, int words, const Quer
 }
 
 template <int NQ>
-static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
-                         ptrdiff_t acc_stride) {
+static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_stride, int words,
+                         const QueryTables* queries, int32_t* acc, ptrdiff_t acc_stride) {
     constexpr int kStep = 4;
     int b = 0;
     for (; b + kStep <= n_blocks; b += kStep)
-        scan_part<kStep, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, acc + b * acc_stride, acc_stride);
+        scan_part<kStep, NQ>(blocks + b * block_stride, block_stride, words, queries, acc + b * acc_stride, acc_stride);
     for (; b < n_blocks; ++b)
-        scan_part<1, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, acc + b * acc_stride, acc_stride);
+        scan_part<1, NQ>(blocks + b * block_stride, block_stride, words, queries, acc + b * acc_stride, acc_stride);
 }
 
-void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
-    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes;
+void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
+          int32_t* acc) {
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes, block_stride = (ptrdiff_t)block_words * kLanes;
     int q = 0;
     for (; q + 4 <= n_queries; q += 4)
-        scan_queries<4>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+        scan_queries<4>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
     if (n_queries - q >= 2) {
-        scan_queries<2>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+        scan_queries<2>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
         q += 2;
     }
-    if (n_queries - q == 1) scan_one(blocks, n_blocks, words, queries[q], acc + q * kLanes, stride);
+    if (n_queries - q == 1) scan_one(blocks, n_blocks, block_stride, words, queries[q], acc + q * kLanes, stride);
 }
 
 #elif defined(__AVX2__)
@@ -232,9 +235,8 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
 // Queries that share the reordering of the codes go through few words of many blocks, so that their tables stay in the
 // first-level cache; one query goes through few blocks at a time, so that codes come nearly in order of address.
 template <int NB, int NQ>
-static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int32_t* acc,
-                         ptrdiff_t acc_stride) {
-    const ptrdiff_t block_stride = (ptrdiff_t)words * kLanes;
+static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_stride, int words,
+                         const QueryTables* queries, int32_t* acc, ptrdiff_t acc_stride) {
     const int step = NQ == 1 ? kOneQueryBlocks : n_blocks;
     for (int first = 0; first < n_blocks; first += step) {
         const int last = first + step < n_blocks ? first + step : n_blocks;
@@ -252,27 +254,30 @@ static void scan_queries(const uint32_t* blocks, int n_blocks, int words, const 
     }
 }
 
-void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
-    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes;
+void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
+          int32_t* acc) {
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes, block_stride = (ptrdiff_t)block_words * kLanes;
     int q = 0;
     for (; q + 4 <= n_queries; q += 4)
-        scan_queries<1, 4>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+        scan_queries<1, 4>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
     if (n_queries - q >= 2) {
-        scan_queries<1, 2>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+        scan_queries<1, 2>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
         q += 2;
     }
-    if (n_queries - q == 1) scan_queries<2, 1>(blocks, n_blocks, words, queries + q, acc + q * kLanes, stride);
+    if (n_queries - q == 1)
+        scan_queries<2, 1>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
 }
 
 #elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
 
-void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
+          int32_t* acc) {
     const uint8x16_t place = vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)), nibble = vdupq_n_u8(15);
     for (int b = 0; b < n_blocks; ++b)
         for (int q = 0; q < n_queries; ++q) {
             uint32x4_t sum[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
             for (int w = 0; w < words; ++w) {
-                const uint8_t* x = (const uint8_t*)(blocks + ((ptrdiff_t)b * words + w) * kLanes);
+                const uint8_t* x = (const uint8_t*)(blocks + ((ptrdiff_t)b * block_words + w) * kLanes);
                 const uint8x16x4_t t0 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128);
                 const uint8x16x4_t t1 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128 + 64);
                 const uint8x16_t w0 = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[2 * w]));
@@ -290,13 +295,14 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 
 #else
 
-void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
+          int32_t* acc) {
     for (int b = 0; b < n_blocks; ++b)
         for (int q = 0; q < n_queries; ++q) {
             int32_t* out = acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
             for (int l = 0; l < kLanes; ++l) out[l] = 0;
             for (int w = 0; w < words; ++w) {
-                const uint32_t* x = blocks + ((ptrdiff_t)b * words + w) * kLanes;
+                const uint32_t* x = blocks + ((ptrdiff_t)b * block_words + w) * kLanes;
                 const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
                 const uint32_t *weights = queries[q].weights + 2 * w;
                 for (int p = 0; p < 4; ++p) {

@@ -16,11 +16,11 @@ void chain_decode(const ChainView*, const uint8_t*, float*);
 void scalar_encode(const ScalarView*, const float*, uint8_t*);
 void dot_tile(const float*, const float*, int, double*);
 void chain_lut(const ChainView*, const float*, double*);
-void quantize_lut(const double*, int, double*, uint8_t*, uint32_t*, QueryBounds*);
+void quantize_lut(const double*, int, int, double*, uint8_t*, uint32_t*, QueryBounds*);
 double lut_score(const double*, const uint8_t*, int);
 void project(const float*, ptrdiff_t, int, int, const float*, int, float*);
 double dot(const float*, const float*, int);
-void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
+void scan(const uint32_t*, int, int, int, const QueryTables*, int, int32_t*);
 void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
 
 #define TQ_NAME_(x) #x

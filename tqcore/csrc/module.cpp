@@ -103,7 +103,17 @@ auto squared_norms(const In<float, 2>& x, int threads) {
     Array<double> out({x.shape(0)});
     {
         nb::gil_scoped_release release;
-        tq::squared_norms(x.data(), x.shape(0), (int)x.shape(1), out.data, threads_or_default(threads));
+        tq::row_dots(x.data(), x.data(), x.shape(0), (int)x.shape(1), out.data, threads_or_default(threads));
+    }
+    return out.take();
+}
+
+auto row_dots(const In<float, 2>& x, const In<float, 2>& y, int threads) {
+    check(x.shape(0) == y.shape(0) && x.shape(1) == y.shape(1), "x and y must have one shape");
+    Array<double> out({x.shape(0)});
+    {
+        nb::gil_scoped_release release;
+        tq::row_dots(x.data(), y.data(), x.shape(0), (int)x.shape(1), out.data, threads_or_default(threads));
     }
     return out.take();
 }
@@ -214,6 +224,8 @@ struct Stored {
     Optional<uint8_t> mask;
     int64_t n = 0;
     bool positions = false;
+    int head_words = 0;
+    float head_share = 1, deviations = 0;
 
     tq::Rows rows(const tq::Code& code) const {
         check(n >= 0 && blocks.has_value() != packed.has_value(), "give either blocks or rows");
@@ -234,7 +246,15 @@ struct Stored {
                 column(ids, n, "ids: length must be at least n"),
                 column(mask, (n + 7) / 8, "mask: needs one bit a row"),
                 n,
-                positions};
+                positions,
+                head(code)};
+    }
+
+    tq::Head head(const tq::Code& code) const {
+        check(head_words >= 0 && head_words <= (code.scannable() ? code.words() : 0),
+              "head_words: must be words of a code of nibble tables");
+        check(head_share > 0 && head_share <= 1 && deviations >= 0, "head_share: must be in (0, 1], deviations >= 0");
+        return {head_words < code.words() ? head_words : 0, head_share, deviations};
     }
 };
 
@@ -346,7 +366,10 @@ NB_MODULE(_core, m) {
         .def_rw("ids", &Stored::ids, nb::arg().none())
         .def_rw("mask", &Stored::mask, nb::arg().none())
         .def_rw("n", &Stored::n)
-        .def_rw("positions", &Stored::positions);
+        .def_rw("positions", &Stored::positions)
+        .def_rw("head_words", &Stored::head_words)
+        .def_rw("head_share", &Stored::head_share)
+        .def_rw("deviations", &Stored::deviations);
     nb::class_<tq::Int64Map>(m, "Int64Map")
         .def(nb::init<>())
         .def("get", &map_get, "keys"_a)
@@ -367,6 +390,7 @@ NB_MODULE(_core, m) {
     m.def("with_signs", [](const tq::Code& c) { return with_signs(c, c.d); }, "code"_a);
     m.def("normalize", &normalize, "x"_a, "threads"_a = 0);
     m.def("squared_norms", &squared_norms, "x"_a, "threads"_a = 0);
+    m.def("row_dots", &row_dots, "x"_a, "y"_a, "threads"_a = 0);
     m.def("hadamard_rotate", &hadamard_rotate, "y"_a, "signs"_a, "inverse"_a = false, "threads"_a = 0);
     m.def("project", &project, "x"_a, "matrix"_a, "threads"_a = 0);
     m.def("encode", &encode, "code"_a, "x"_a, "signs"_a.none(), "threads"_a = 0);

@@ -11,8 +11,9 @@ public:
     // The exact tables, [8 * words][16], parts in the places of their nibbles.
     void build_exact(const Code& code, const float* q);
     // The exact tables and the bytes that are scanned.
-    void build(const Code& code, const float* q);
-    QueryTables view() const { return {bytes_.data(), weights_.data()}; }
+    void build(const Code& code, const float* q, int head_words);
+    // From a word on.
+    QueryTables view(int word = 0) const { return {bytes_.data() + (ptrdiff_t)word * 128, weights_.data() + 2 * word}; }
     const double* exact() const { return exact_.data(); }
     QueryBounds bounds{};
 

@@ -93,8 +93,10 @@ public:
     TableScan(const Rows& rows, const Queries& queries, int64_t first, int count)
         : rows_(rows), words_(rows.code->words()), count_(count), tables_(count) {
         for (int i = 0; i < count; ++i) {
-            tables_[i].build(*rows.code, queries.q + (first + i) * rows.code->query_size());
+            const float* q = queries.q + (first + i) * rows.code->query_size();
+            tables_[i].build(*rows.code, q, rows.head.words);
             tables_[i].bounds.norm_factor = (float)(-0.5 * (1.0 - kNormRounding));
+            if (rows.head.words) heads_.push_back(head_bounds(tables_[i].bounds, q));
         }
         const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
         chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
@@ -135,6 +137,18 @@ public:
     }
 
 private:
+    // Bounds of a score from the first words: unbiased once divided by their share of the energy, and uncertain by
+    // as much as the rest would add.
+    QueryBounds head_bounds(const QueryBounds& whole, const float* q) const {
+        const int d = rows_.code->parts[0].chain->view().d;
+        const double share = rows_.head.share, error = std::sqrt(kernels()->dot(q, q, d) * (1.0 - share) / share);
+        QueryBounds out = whole;
+        out.delta = (float)(whole.delta / share);
+        out.base = (float)(whole.head_base / share);
+        out.above = (float)(whole.head_above / share + rows_.head.deviations * error);
+        return out;
+    }
+
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         const bool whole = (first_block + n_blocks) * kLanes <= rows_.n;
         // A block's scales are one cache line, wanted once its codes are summed.
@@ -144,22 +158,23 @@ private:
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];
             for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
-            kernels()->scan(blocks, n_blocks, words_, views, n, acc_.get());
+            kernels()->scan(blocks, n_blocks, words_, heads_.empty() ? words_ : rows_.head.words, views, n, acc_.get());
             for (int i = 0; i < n; ++i) {
                 // The last block may reach past the columns' end, so it is taken from a copy.
                 const int head = whole ? n_blocks : n_blocks - 1;
-                select(t + i, acc_.get() + i * kLanes, n * kLanes, first_block, head, allowed, sink, false);
+                select(t + i, acc_.get() + i * kLanes, n * kLanes, blocks, first_block, head, allowed, sink, false);
                 if (!whole)
-                    select(t + i, acc_.get() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes, first_block + head, 1,
+                    select(t + i, acc_.get() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes,
+                           blocks + (ptrdiff_t)head * words_ * kLanes, first_block + head, 1,
                            allowed ? allowed + head : nullptr, sink, true);
             }
         }
     }
 
-    void select(int query, const int32_t* acc, ptrdiff_t stride, int64_t first_block, int n_blocks,
+    void select(int query, int32_t* acc, ptrdiff_t stride, const uint32_t* blocks, int64_t first_block, int n_blocks,
                 const uint16_t* allowed, Sink& sink, bool tail) {
         if (n_blocks == 0) return;
-        QueryBounds& q = tables_[query].bounds;
+        QueryBounds& q = heads_.empty() ? tables_[query].bounds : heads_[(size_t)query];
         q.threshold = sink.threshold(query);
         const int64_t row = first_block * kLanes;
         const float *a = rows_.scale + row, *norms = rows_.squared_norm ? rows_.squared_norm + row : nullptr;
@@ -180,9 +195,19 @@ private:
                 uint32_t m = pass_[(size_t)b];
                 if (allowed) m &= allowed[b];
                 if (tail) m &= block_mask(rows_, first_block);
+                if (m && !heads_.empty()) complete(query, blocks + (ptrdiff_t)b * words_ * kLanes, acc + b * stride);
                 for (; m; m &= m - 1) add(query, acc + b * stride, a, norms, row, b * kLanes, __builtin_ctz(m), sink);
             }
         }
+    }
+
+    // acc [16] of a block, by then of its first words, becomes that of all.
+    void complete(int query, const uint32_t* block, int32_t* acc) const {
+        const int head = rows_.head.words;
+        const QueryTables rest = tables_[(size_t)query].view(head);
+        int32_t more[kLanes];
+        kernels()->scan(block + (ptrdiff_t)head * kLanes, 1, words_, words_ - head, &rest, 1, more);
+        for (int l = 0; l < kLanes; ++l) acc[l] += more[l];
     }
 
     void add(int query, const int32_t* acc, const float* a, const float* norms, int64_t row, int base, int lane,
@@ -200,6 +225,7 @@ private:
     int words_, count_;
     int64_t chunk_;
     std::vector<Tables> tables_;
+    std::vector<QueryBounds> heads_;                  // of the queries, if rows are scored by their first words
     std::unique_ptr<int32_t[]> acc_;                  // of a chunk, for the queries of a tile
     std::vector<uint16_t> allowed_, pass_;
 };

@@ -4,6 +4,13 @@
 
 namespace tq {
 
+// A search that scores the first words of every row and goes on with rows that can still enter the top k.
+struct Head {
+    int words = 0;                 // 0: every row is scored whole
+    float share = 1;               // of a vector's energy that the first words hold, 0 < share <= 1
+    float deviations = 0;          // of the error of a score from them alone, granted to every row
+};
+
 struct Rows {
     const Code* code;
     const uint32_t* blocks;        // [ceil(n / 16)][words][16], or null
@@ -15,6 +22,7 @@ struct Rows {
     const uint8_t* mask;           // one bit a row, or null
     int64_t n;
     bool positions = false;        // search returns row numbers; ids only order equal scores
+    Head head{};                   // of `search`
 };
 
 struct Queries {
