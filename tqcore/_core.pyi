@@ -20,9 +20,9 @@ class Code:
 class Stored:
     """Rows to search: either `blocks` or `rows`, one array per scalar, optional ids and mask.
 
-    With `positions`, `search` returns row numbers, and ids only order equal scores. With `head_words`, it scores rows by
-    their first words, which hold `head_share` of a vector's energy, and drops those that `deviations` of such a score's
-    error would not bring among the best.
+    With `positions`, `search` returns row numbers, and ids only order equal scores. With `head_words`, it scores
+    rows by their first words, which hold `head_share` of a vector's energy, and drops those that `deviations` of
+    such a score's error would not bring among the best.
     """
 
     blocks: NDArray[np.uint32] | None
@@ -59,9 +59,7 @@ def with_signs(code: Code) -> Code: ...
 def normalize(
     x: NDArray[np.float32], threads: int = 0
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]: ...
-def row_dots(
-    x: NDArray[np.float32], y: NDArray[np.float32], threads: int = 0
-) -> NDArray[np.float64]: ...
+def row_dots(x: NDArray[np.float32], y: NDArray[np.float32], threads: int = 0) -> NDArray[np.float64]: ...
 def squared_norms(x: NDArray[np.float32], threads: int = 0) -> NDArray[np.float64]: ...
 def hadamard_rotate(
     y: NDArray[np.float32], signs: NDArray[np.float32], inverse: bool = False, threads: int = 0

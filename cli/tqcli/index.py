@@ -30,7 +30,9 @@ def index() -> None:
     show_default=True,
     help=f"Bits per dimension: {_BITS} for chain, 1 to 8 for the rest.",
 )
-@click.option("--code", type=click.Choice(["chain", "layered", "mse", "prod"]), default="chain", show_default=True)
+@click.option(
+    "--code", type=click.Choice(["chain", "layered", "mse", "prod"]), default="chain", show_default=True
+)
 @click.option("--memory", type=click.IntRange(2, 3), default=2, show_default=True, help="Of the chain code.")
 @click.option("--metric", type=click.Choice(["l2", "ip", "cosine"]), default="l2", show_default=True)
 @click.option(

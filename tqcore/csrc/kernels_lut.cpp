@@ -3,30 +3,36 @@
 
 namespace tq::TQ_LEVEL {
 
-typedef double vdouble4 __attribute__((vector_size(32)));
-typedef double vdouble2 __attribute__((vector_size(16)));
-typedef uint8_t vbyte8 __attribute__((vector_size(8)));
-typedef int32_t vint8 __attribute__((vector_size(32)));
+// Doubles as wide as a register of the level: wider ones are taken apart badly.
+#if defined(__AVX512F__)
+constexpr int kPart = 8;
+#elif defined(__AVX2__)
+constexpr int kPart = 4;
+#else
+constexpr int kPart = 2;
+#endif
+constexpr int kParts = 16 / kPart;
+typedef double vpart __attribute__((vector_size(8 * kPart)));
+typedef float vpart_float __attribute__((vector_size(4 * kPart)));
+typedef int32_t vpart_int __attribute__((vector_size(4 * kPart)));
 
 constexpr int kMaxWeight = 64;      // 255 * 64 * 2 fits a signed 16-bit sum
 constexpr int kMeanWeight = 8;      // small weights let many sums fit 16 bits, large ones waste less by being whole
 constexpr double kRounding = 1e-6;  // float32 arithmetic of the scan, relative to the largest possible sum
 
-static inline vdouble load8(const double* p) { vdouble v; memcpy(&v, p, 64); return v; }
+static inline vpart load_part(const double* p) { vpart v; memcpy(&v, p, sizeof(v)); return v; }
+static inline vpart lesser(vpart a, vpart b) { return a < b ? a : b; }
+static inline vpart greater(vpart a, vpart b) { return a > b ? a : b; }
 
-static inline double smallest(vdouble v) {
-    vdouble4 a, b;
-    memcpy(&a, &v, 32);
-    memcpy(&b, (const char*)&v + 32, 32);
-    a = a < b ? a : b;
-    vdouble2 c, d;
-    memcpy(&c, &a, 16);
-    memcpy(&d, (const char*)&a + 16, 16);
-    c = c < d ? c : d;
-    return c[0] < c[1] ? c[0] : c[1];
+static inline double smallest(vpart v) {
+    double s[kPart];
+    memcpy(s, &v, sizeof(v));
+    for (int h = kPart / 2; h >= 1; h /= 2)
+        for (int l = 0; l < h; ++l) s[l] = s[l] < s[l + h] ? s[l] : s[l + h];
+    return s[0];
 }
 
-static inline double largest(vdouble v) { return -smallest(-v); }
+static inline double largest(vpart v) { return -smallest(-v); }
 
 void chain_lut(const ChainView* c, const float* q, double* lut) {
     memset(lut, 0, sizeof(double) * 16 * (size_t)c->n_nibbles);
@@ -36,13 +42,37 @@ void chain_lut(const ChainView* c, const float* q, double* lut) {
         int j = c->closes_at[i];
         for (int o = 0; o < c->memory; ++o, t += 16) {
             double* row = lut + (ptrdiff_t)j * 16;
-            const vfloat values = load(t);
-            const vdouble low = load8(row) + x * widen_low(values), high = load8(row + 8) + x * widen_high(values);
-            memcpy(row, &low, 64);
-            memcpy(row + 8, &high, 64);
+#pragma GCC unroll 8
+            for (int p = 0; p < 16; p += kPart) {
+                vpart_float values;
+                memcpy(&values, t + p, sizeof(values));
+                const vpart sum = load_part(row + p) + x * __builtin_convertvector(values, vpart);
+                memcpy(row + p, &sum, sizeof(sum));
+            }
             j = j == 0 ? c->n_nibbles - 1 : j - 1;
         }
     }
+}
+
+// Entries of one nibble as steps above the lowest, at most 255, and the largest errors of both signs.
+static inline void quantize_nibble(const double* lut, double low, double step, uint8_t* out, double* above,
+                                   double* below) {
+    const double inverse = step > 0 ? 1.0 / step : 0.0, nearest_even = 6755399441055744.0;  // 1.5 * 2^52
+    vpart over = {}, under = {};
+    int32_t levels[16];
+#pragma GCC unroll 8
+    for (int p = 0; p < kParts; ++p) {
+        const vpart v = load_part(lut + p * kPart) - low;
+        const vpart level = lesser((v * inverse + nearest_even) - nearest_even, vpart{} + 255.0), error = v - level * step;
+        over = greater(error, over);
+        under = greater(-error, under);
+        const vpart_int whole = __builtin_convertvector(level, vpart_int);
+        memcpy(levels + p * kPart, &whole, sizeof(whole));
+    }
+    const vbyte bytes = low_bytes(load(levels));
+    memcpy(out, &bytes, sizeof(bytes));
+    *above += largest(over);
+    *below += largest(under);
 }
 
 void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
@@ -51,8 +81,15 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
     double base = 0, head_base = 0, head_above = 0;
     int used = 0;
     for (int j = 0; j < n_slots; ++j) {
-        const vdouble a = load8(lut + (ptrdiff_t)j * 16), b = load8(lut + (ptrdiff_t)j * 16 + 8);
-        const double lowest = smallest(a < b ? a : b), highest = largest(a > b ? a : b);
+        const double* row = lut + (ptrdiff_t)j * 16;
+        vpart least = load_part(row), most = least;
+#pragma GCC unroll 8
+        for (int p = 1; p < kParts; ++p) {
+            const vpart v = load_part(row + p * kPart);
+            least = lesser(v, least);
+            most = greater(v, most);
+        }
+        const double lowest = smallest(least), highest = largest(most);
         low[j] = lowest;
         range[j] = highest - lowest;
         widest = range[j] > widest ? range[j] : widest;
@@ -64,29 +101,16 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
     }
     const double least = widest / kMaxWeight, mean = used ? ranges / used / kMeanWeight : 0.0;
     const float delta = widest > 0 ? (float)((least > mean ? least : mean) / 255.0) : 1.0f;
-    const double unit = 255.0 * (double)delta, nearest_even = 6755399441055744.0;  // 1.5 * 2^52
+    const double unit = 255.0 * (double)delta;
     double above = 0, below = 0;
     memset(weights, 0, sizeof(uint32_t) * (size_t)n_slots / 4);
     for (int j = 0; j < n_slots; ++j) {
         int weight = unit > 0 ? (int)(range[j] / unit) + 1 : 1;
         if (weight > kMaxWeight) weight = kMaxWeight;
-        const double step = weight * (double)delta, inverse = step > 0 ? 1.0 / step : 0.0;
-        uint8_t* out = bytes + (ptrdiff_t)(j / 8) * 128 + (j % 2) * 64 + (j % 8 / 2) * 16;
         weights[(j / 8) * 2 + j % 2] |= (uint32_t)weight << (8 * (j % 8 / 2));
-        vdouble over = {}, under = {};
-        for (int h = 0; h < 2; ++h) {
-            const vdouble v = load8(lut + (ptrdiff_t)j * 16 + 8 * h) - low[j];
-            vdouble level = (v * inverse + nearest_even) - nearest_even;
-            level = level > 255.0 ? vdouble{} + 255.0 : level;
-            const vdouble error = v - level * step;
-            over = error > over ? error : over;
-            under = -error > under ? -error : under;
-            const vbyte8 b = __builtin_convertvector(__builtin_convertvector(level, vint8), vbyte8);
-            memcpy(out + 8 * h, &b, 8);
-        }
-        above += largest(over);
+        uint8_t* out = bytes + (ptrdiff_t)(j / 8) * 128 + (j % 2) * 64 + (j % 8 / 2) * 16;
+        quantize_nibble(lut + (ptrdiff_t)j * 16, low[j], weight * (double)delta, out, &above, &below);
         if (j < head_slots) head_above = above;
-        below += largest(under);
     }
     const double slack = kRounding * (magnitude + (base < 0 ? -base : base));
     bounds->delta = delta;

@@ -18,6 +18,16 @@ typedef double vdouble __attribute__((vector_size(64)));  // half a tile
 typedef uint8_t vbyte __attribute__((vector_size(16)));
 typedef float vfloat8 __attribute__((vector_size(32)));
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Halves of a vector as registers, and back.
+static inline __m256i low_half(vint v) { return (__m256i)__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+static inline __m256i high_half(vint v) { return (__m256i)__builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+static inline vint join_halves(__m256i low, __m256i high) {
+    typedef int32_t half __attribute__((vector_size(32)));
+    return __builtin_shufflevector((half)low, (half)high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+#endif
+
 static inline vfloat load(const float* p) { vfloat v; memcpy(&v, p, 64); return v; }
 static inline void store(float* p, vfloat v) { memcpy(p, &v, 64); }
 static inline vint load(const int32_t* p) { vint v; memcpy(&v, p, 64); return v; }
@@ -35,15 +45,11 @@ static inline vint smaller(vint a, vint b) {
 static inline vint nearest(vfloat x) {
 #if defined(__AVX512F__)
     return (vint)_mm512_cvtps_epi32((__m512)x);
+#elif defined(__AVX2__)
+    return join_halves(_mm256_cvtps_epi32((__m256)low_half((vint)x)), _mm256_cvtps_epi32((__m256)high_half((vint)x)));
 #else
     vint out;
-#if defined(__AVX2__)
-    for (int h = 0; h < 2; ++h) {
-        __m256 part; memcpy(&part, (const char*)&x + 32 * h, 32);
-        const __m256i r = _mm256_cvtps_epi32(part);
-        memcpy((char*)&out + 32 * h, &r, 32);
-    }
-#elif defined(__SSE2__)
+#if defined(__SSE2__)
     for (int h = 0; h < 4; ++h) {
         __m128 part; memcpy(&part, (const char*)&x + 16 * h, 16);
         const __m128i r = _mm_cvtps_epi32(part);
@@ -62,9 +68,14 @@ static inline vint nearest(vfloat x) {
 #endif
 }
 
+// Bytes of values from 0 to 255.
 static inline vbyte low_bytes(vint v) {
 #if defined(__AVX512F__)
     return (vbyte)_mm512_cvtepi32_epi8((__m512i)v);
+#elif defined(__AVX2__)
+    const __m256i words = _mm256_packus_epi32(low_half(v), high_half(v)), bytes = _mm256_packus_epi16(words, words);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+    return (vbyte)_mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order));
 #else
     return __builtin_convertvector(v, vbyte);
 #endif

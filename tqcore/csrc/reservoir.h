@@ -12,10 +12,12 @@ struct Candidate {
     int64_t row;
 };
 
-// Keeps every candidate whose upper bound reaches the k-th largest lower bound seen.
+// Keeps every candidate whose upper bound reaches the k-th largest lower bound seen, which is found out every `slack`
+// candidates or so.
 class Reservoir {
 public:
-    explicit Reservoir(int64_t k) : k_((size_t)k), limit_(std::max<size_t>(2 * (size_t)k, 48)) {}
+    explicit Reservoir(int64_t k) : Reservoir(k, std::max<int64_t>(k, 48 - k)) {}
+    Reservoir(int64_t k, int64_t slack) : k_((size_t)k), slack_((size_t)slack), limit_(k_ + slack_) {}
 
     float threshold() const { return threshold_; }
     std::vector<Candidate>& candidates() { return kept_; }
@@ -34,11 +36,11 @@ public:
         const float t = threshold_;
         kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [t](const Candidate& c) { return c.upper < t; }),
                     kept_.end());
-        if (kept_.size() * 4 > limit_ * 3) limit_ *= 2;
+        if (kept_.size() + slack_ / 4 > limit_) limit_ = kept_.size() + std::max(slack_, kept_.size() / 2);
     }
 
 private:
-    size_t k_, limit_;
+    size_t k_, slack_, limit_;
     float threshold_ = -INFINITY;
     std::vector<Candidate> kept_;
     std::vector<float> lower_;

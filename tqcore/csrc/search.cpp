@@ -195,10 +195,27 @@ private:
                 uint32_t m = pass_[(size_t)b];
                 if (allowed) m &= allowed[b];
                 if (tail) m &= block_mask(rows_, first_block);
-                if (m && !heads_.empty()) complete(query, blocks + (ptrdiff_t)b * words_ * kLanes, acc + b * stride);
+                if (!heads_.empty()) {
+                    // The threshold may have risen since the masks were made, and completing a block is work.
+                    m = still_reachable(query, acc + b * stride, a, norms, b * kLanes, sink.threshold(query), m);
+                    if (m) complete(query, blocks + (ptrdiff_t)b * words_ * kLanes, acc + b * stride);
+                }
                 for (; m; m &= m - 1) add(query, acc + b * stride, a, norms, row, b * kLanes, __builtin_ctz(m), sink);
             }
         }
+    }
+
+    uint32_t still_reachable(int query, const int32_t* acc, const float* a, const float* norms, int base,
+                             float threshold, uint32_t m) const {
+        const QueryBounds& q = heads_[(size_t)query];
+        uint32_t out = 0;
+        for (; m; m &= m - 1) {
+            const int lane = __builtin_ctz(m), at = base + lane;
+            const float upper = a[at] * ((float)acc[lane] * q.delta + (q.base + q.above)) +
+                                (norms ? norms[at] * q.norm_factor : 0.0f);
+            if (upper >= threshold) out |= 1u << lane;
+        }
+        return out;
     }
 
     // acc [16] of a block, by then of its first words, becomes that of all.
@@ -277,7 +294,7 @@ struct Shares {
 };
 
 struct TopSink : Sink {
-    TopSink(int count, int64_t k) : kept(count, Reservoir(k)) {}
+    TopSink(int count, const Reservoir& empty) : kept(count, empty) {}
     float threshold(int query) override { return kept[(size_t)query].threshold(); }
     void add(int query, const Candidate& c) override { kept[(size_t)query].add(c); }
     std::vector<Reservoir> kept;
@@ -316,13 +333,15 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
     std::fill(distances, distances + queries.n * k, rows.squared_norm ? FLT_MAX : -FLT_MAX);
     if (keep == 0 || queries.n == 0) return;
     const Shares s(rows, queries.n, threads);
+    // Whole rows cost enough to ask for their threshold often.
+    const Reservoir empty = rows.head.words ? Reservoir(keep, std::max<int64_t>(4, keep / 4)) : Reservoir(keep);
     std::vector<std::unique_ptr<TopSink>> sinks((size_t)(s.groups * s.slices));
     std::vector<std::atomic<int>> left((size_t)s.groups);
     for (auto& l : left) l = (int)s.slices;
     parallel_for(s.groups * s.slices, s.threads, [&](int64_t task) {
         const int64_t g = task / s.slices, slice = task % s.slices, first = g * s.group;
         const int count = (int)std::min<int64_t>(s.group, queries.n - first);
-        sinks[(size_t)task] = std::make_unique<TopSink>(count, keep);
+        sinks[(size_t)task] = std::make_unique<TopSink>(count, empty);
         const auto tables = scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), *sinks[(size_t)task]);
         if (--left[(size_t)g]) return;
         // The group's last slice: what no other slice can outdo is scored exactly.

@@ -4,7 +4,7 @@ Sums that the product rounds in float32 are rounded in float32 here, in the same
 scalars agree bit for bit; everything else is float64 or int64.
 """
 
-from tqcore.reference import chain, mse, packing, prod, rotation, scan
+from tqcore.reference import chain, layers, mse, packing, prod, rotation, scan
 from tqcore.reference.quantizer import Quantizer
 
-__all__ = ["Quantizer", "chain", "mse", "packing", "prod", "rotation", "scan"]
+__all__ = ["Quantizer", "chain", "layers", "mse", "packing", "prod", "rotation", "scan"]

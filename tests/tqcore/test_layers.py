@@ -1,0 +1,142 @@
+"""The layered code: what it computes against the reference, and searches by its first layer."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tqcore import Quantizer, _core, packing, reference, scan
+from tqcore.chain import chain_mse, chain_tables
+from tqcore.config import CHAIN_RATES, LAYER_RATES
+
+LEVELS = _core.simd_levels()
+
+
+@pytest.fixture(params=LEVELS)
+def level(request):
+    before = _core.simd_level()
+    assert _core.set_simd(request.param)
+    yield request.param
+    _core.set_simd(before)
+
+
+def rows(n, d, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d)) + 0.2
+    return (x * rng.uniform(0.2, 3.0, (n, 1))).astype(np.float32)
+
+
+def stored(quantizer, x):
+    codes, scalars = quantizer.encode(x)
+    blocks = np.zeros(packing.blocks_for(len(x), quantizer.code_size), np.uint32)
+    packing.pack_rows(blocks, 0, codes)
+    return blocks, np.ascontiguousarray(scalars.T)
+
+
+def found(quantizer, x, q, k, metric, **options):
+    return scan.search(quantizer, *stored(quantizer, x), q, k, metric=metric, n=len(x), **options)
+
+
+@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize(("d", "memory"), [(48, 2), (37, 2), (40, 3)])
+def test_codes_and_scales_are_those_of_the_reference(level, bits, d, memory):
+    x = rows(21, d)
+    x[3] = 0
+    quantizer = Quantizer(d, bits, "layered", memory=memory, seed=5, store_norm=True)
+    tables = [chain_tables(rate, memory) for rate in LAYER_RATES[bits]]
+    layers = reference.layers.Layers(
+        d,
+        tables,
+        [CHAIN_RATES[r] for r in LAYER_RATES[bits]],
+        chain_mse(LAYER_RATES[bits][0], memory),
+        seed=5,
+    )
+    y = reference.Quantizer(d, bits, seed=5).rotate(
+        reference.rotation.normalize(x, reference.rotation.norm(x))
+    )
+    codes, scalars = quantizer.encode(x)
+    expected = layers.encode(y)
+    assert np.array_equal(codes, expected)
+    yhat = layers.decode(codes)
+    np.testing.assert_allclose(quantizer.layers.decode(codes), yhat, atol=2e-5)
+    norms = reference.rotation.norm(x)
+    np.testing.assert_allclose(
+        scalars[:, 0], reference.scan.scale(norms, y, yhat.astype(np.float32), "unbiased"), rtol=2e-6
+    )
+
+
+@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("memory", [2, 3])
+def test_error_is_the_product_of_the_errors_of_its_layers(bits, memory):
+    x = np.random.default_rng(1).standard_normal((400, 256)).astype(np.float32)
+    quantizer = Quantizer(256, bits, "layered", memory=memory, scale="norm")
+    error = ((quantizer.decode(*quantizer.encode(x)) - x) ** 2).mean()
+    coarse, fine = (chain_mse(rate, memory) for rate in LAYER_RATES[bits])
+    assert error == pytest.approx(coarse * fine, rel=0.06)
+
+
+def test_inner_products_are_those_of_decoded_vectors():
+    x, q = rows(60, 64), rows(7, 64, 1)
+    quantizer = Quantizer(64, 4, "layered")
+    y = quantizer.decode(*quantizer.encode(x)).astype(np.float64)
+    distances, ids = found(quantizer, x, q, 60, "ip", deviations=math.inf)
+    expected = q.astype(np.float64) @ y.T
+    np.testing.assert_allclose(distances, np.take_along_axis(expected, ids, 1), rtol=2e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+@pytest.mark.parametrize(("d", "bits"), [(64, 4), (50, 3), (130, 8)])
+def test_infinite_deviations_find_what_brute_force_finds(level, metric, d, bits):
+    x, q = rows(700, d), rows(9, d, 1)
+    quantizer = Quantizer(d, bits, "layered", store_norm=metric == "l2", normalize=metric == "cosine")
+    everything = found(quantizer, x, q, len(x), metric, deviations=math.inf)
+    for threads in (1, 3):
+        top = found(quantizer, x, q, 10, metric, deviations=math.inf, threads=threads)
+        for whole, part in zip(everything, top, strict=True):
+            assert np.array_equal(whole[:, :10], part)
+
+
+@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_default_deviations_lose_next_to_nothing(level, bits, metric):
+    x, q = rows(6000, 96), rows(40, 96, 1)
+    quantizer = Quantizer(96, bits, "layered", store_norm=metric == "l2")
+    whole = found(quantizer, x, q, 10, metric, deviations=math.inf)[1]
+    staged = found(quantizer, x, q, 10, metric)[1]
+    kept = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(whole, staged, strict=True)])
+    assert kept >= 0.995
+
+
+def test_few_deviations_lose_more_than_many():
+    x, q = rows(30000, 32), rows(60, 32, 1)
+    quantizer = Quantizer(32, 4, "layered")
+    whole = found(quantizer, x, q, 10, "ip", deviations=math.inf)[1]
+    kept = [np.mean(found(quantizer, x, q, 10, "ip", deviations=z)[1] == whole) for z in (0.0, 1.0, 4.0)]
+    assert kept[0] < kept[1] < kept[2]
+
+
+def test_a_mask_and_a_short_last_block_are_respected():
+    x, q = rows(5003, 64), rows(12, 64, 1)
+    quantizer = Quantizer(64, 4, "layered")
+    allowed = np.zeros(5008, dtype=bool)
+    allowed[4::7] = True
+    mask = np.packbits(allowed, bitorder="little")
+    ids = found(quantizer, x, q, 20, "ip", mask=mask)[1]
+    assert (ids % 7 == 4).all()
+    assert (ids < 5003).all()
+    whole = found(quantizer, x, q, 20, "ip", mask=mask, deviations=math.inf)[1]
+    assert np.mean(ids == whole) > 0.99
+
+
+@pytest.mark.parametrize("bits", [1, 2, 2.5, 7])
+def test_other_rates_are_refused(bits):
+    with pytest.raises(ValueError, match=r"bits must be one of 3, 3\.5, 4, 5, 6, 8 for code 'layered'"):
+        Quantizer(64, bits, "layered")
+
+
+def test_its_configuration_makes_it_again():
+    x = rows(30, 32)
+    quantizer = Quantizer(32, 5, "layered", memory=3, seed=9)
+    again = Quantizer.from_config(quantizer.config())
+    assert again.same_as(quantizer)
+    assert np.array_equal(again.encode(x)[0], quantizer.encode(x)[0])
