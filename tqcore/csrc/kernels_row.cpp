@@ -26,48 +26,61 @@ double normalize_row(const float* x, int d, float* y) {
     return norm;
 }
 
-// U_o of nibble j for all sixteen values.
-static inline vint unary_metric(const ChainView* c, const float* y, int j, int offset) {
-    vfloat acc = {};
+// U_o of nibble j for the values from `first` on that a register holds.
+static inline wint unary_metric(const ChainView* c, const float* y, int j, int offset, int first) {
+    wfloat acc = {};
     const int begin = c->first_closing[j], end = c->first_closing[j + 1];
+    int phase = (unsigned)begin % (unsigned)c->period;
     for (int i = begin; i < end; ++i) {
         const float v = y[i] > 6.0f ? 6.0f : y[i] < -6.0f ? -6.0f : y[i];
-        acc += v * load(c->metric_tables + ((ptrdiff_t)(i % c->period) * c->memory + offset) * 16);
+        acc += v * load_wide(c->metric_tables + ((ptrdiff_t)phase * c->memory + offset) * 16 + first);
+        if (++phase == c->period) phase = 0;
     }
-    return nearest(acc) << 4;
+    return nearest_wide(acc) << 4;
 }
 
-static inline vint step(const ChainView* c, const float* y, int j, vint cost, uint8_t* back) {
+constexpr int kRegisters = kLanes / kWide;  // that the sixteen states fill
+
+static inline void step(const ChainView* c, const float* y, int j, wint* cost, uint8_t* back) {
+    alignas(64) static const int32_t state[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     alignas(64) int32_t w[16];
-    vint lane;
-    for (int l = 0; l < kLanes; ++l) lane[l] = l;
-    store(w, (cost + unary_metric(c, y, j, 1)) | lane);
+    for (int r = 0; r < kRegisters; ++r)
+        store_wide(w + r * kWide, (cost[r] + unary_metric(c, y, j, 1, r * kWide)) | load_wide(state + r * kWide));
     const int32_t* a = c->transposed_metrics + c->pair_metric[j];
-    vint best[4];
-    for (int k = 0; k < 4; ++k) best[k] = load(a + 16 * k) + w[k];
-    for (int n = 4; n < 16; n += 4)
-        for (int k = 0; k < 4; ++k) best[k] = smaller(best[k], load(a + 16 * (n + k)) + w[n + k]);
-    const vint least = smaller(smaller(best[0], best[1]), smaller(best[2], best[3]));
-    const vbyte index = low_bytes(least & 15);
-    memcpy(back, &index, kLanes);
-    const vint value = (least & ~15) + unary_metric(c, y, j, 0);
-    return value - value[0];
+    for (int r = 0; r < kRegisters; ++r) {
+        wint best[4];
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) best[k] = load_wide(a + 16 * k + r * kWide) + w[k];
+#pragma GCC unroll 3
+        for (int n = 4; n < 16; n += 4)
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; ++k)
+                best[k] = smaller_wide(best[k], load_wide(a + 16 * (n + k) + r * kWide) + w[n + k]);
+        const wint least = smaller_wide(smaller_wide(best[0], best[1]), smaller_wide(best[2], best[3]));
+        store_wide(back + r * kWide, low_bytes_wide(least & 15));
+        cost[r] = (least & ~15) + unary_metric(c, y, j, 0, r * kWide);
+    }
+    const int32_t origin = cost[0][0];
+    for (int r = 0; r < kRegisters; ++r) cost[r] -= origin;
 }
 
 void chain_encode_row(const ChainView* c, const float* y, uint8_t* nibbles, uint8_t* back) {
     const int len = c->n_nibbles;
-    vint cost = {};
+    wint cost[kRegisters] = {};
     int j = ((-kWarm % len) + len) % len;
     for (int t = 0; t < 2 * kWarm; ++t) {
-        cost = step(c, y, j, cost, back + t * kLanes);
+        step(c, y, j, cost, back + t * kLanes);
         if (++j == len) j = 0;
     }
+    int32_t last[kLanes];
+    memcpy(last, cost, sizeof(last));
     int seam = 0;
     for (int k = 1; k < kLanes; ++k)
-        if (cost[k] < cost[seam]) seam = k;
+        if (last[k] < last[seam]) seam = k;
     for (int t = 2 * kWarm - 1; t >= kWarm; --t) seam = back[t * kLanes + seam];
-    for (int k = 0; k < kLanes; ++k) cost[k] = k == seam ? 0 : kForbidden;
-    for (int t = 0; t < len; ++t) cost = step(c, y, t, cost, back + t * kLanes);
+    for (int k = 0; k < kLanes; ++k) last[k] = k == seam ? 0 : kForbidden;
+    memcpy(cost, last, sizeof(last));
+    for (int t = 0; t < len; ++t) step(c, y, t, cost, back + t * kLanes);
     for (int t = len - 1; t >= 0; --t) {
         nibbles[t] = (uint8_t)seam;
         seam = back[t * kLanes + seam];

@@ -327,6 +327,11 @@ void reachable(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBo
         if (squared_norms) upper += load(squared_norms + (ptrdiff_t)b * kLanes) * q->norm_factor;
 #if defined(__AVX512F__)
         masks[b] = (uint16_t)_mm512_cmp_ps_mask((__m512)upper, _mm512_set1_ps(q->threshold), _CMP_GE_OQ);
+#elif defined(__AVX2__)
+        const __m256 threshold = _mm256_set1_ps(q->threshold);
+        const __m256 low = _mm256_cmp_ps((__m256)low_half((vint)upper), threshold, _CMP_GE_OQ);
+        const __m256 high = _mm256_cmp_ps((__m256)high_half((vint)upper), threshold, _CMP_GE_OQ);
+        masks[b] = (uint16_t)(_mm256_movemask_ps(low) | _mm256_movemask_ps(high) << 8);
 #else
         const vint pass = (vint)(upper >= (vfloat{} + q->threshold));
         uint32_t mask = 0;

@@ -57,77 +57,80 @@ void store_tile(const float* y, int n, int d, float* x, ptrdiff_t stride) {
 static void hadamard(float* y, int p, float c) {
     int h = 1;
     for (; h * 2 < p; h *= 4) {
+        const ptrdiff_t s = (ptrdiff_t)h * kLanes;
         for (int i = 0; i < p; i += 4 * h)
-            for (int k = i; k < i + h; ++k) {
-                float* at = y + (ptrdiff_t)k * kLanes;
-                const ptrdiff_t s = (ptrdiff_t)h * kLanes;
-                const vfloat a = load(at), b = load(at + s), e = load(at + 2 * s), f = load(at + 3 * s);
-                const vfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
-                store(at, a1 + e1);
-                store(at + s, b1 + f1);
-                store(at + 2 * s, a1 - e1);
-                store(at + 3 * s, b1 - f1);
+            for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + s; at < end; at += kWide) {
+                const wfloat a = load_wide(at), b = load_wide(at + s);
+                const wfloat e = load_wide(at + 2 * s), f = load_wide(at + 3 * s);
+                const wfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
+                store_wide(at, a1 + e1);
+                store_wide(at + s, b1 + f1);
+                store_wide(at + 2 * s, a1 - e1);
+                store_wide(at + 3 * s, b1 - f1);
             }
     }
-    for (; h < p; h *= 2)
+    for (; h < p; h *= 2) {
+        const ptrdiff_t s = (ptrdiff_t)h * kLanes;
         for (int i = 0; i < p; i += 2 * h)
-            for (int k = i; k < i + h; ++k) {
-                float* at = y + (ptrdiff_t)k * kLanes;
-                const ptrdiff_t s = (ptrdiff_t)h * kLanes;
-                const vfloat a = load(at), b = load(at + s);
-                store(at, a + b);
-                store(at + s, a - b);
+            for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + s; at < end; at += kWide) {
+                const wfloat a = load_wide(at), b = load_wide(at + s);
+                store_wide(at, a + b);
+                store_wide(at + s, a - b);
             }
-    for (int i = 0; i < p; ++i) store(y + (ptrdiff_t)i * kLanes, load(y + (ptrdiff_t)i * kLanes) * c);
+    }
+    for (float *at = y, *end = y + (ptrdiff_t)p * kLanes; at < end; at += kWide) store_wide(at, load_wide(at) * c);
 }
 
 static void flip(float* y, const float* signs, int d) {
-    for (int i = 0; i < d; ++i) store(y + (ptrdiff_t)i * kLanes, load(y + (ptrdiff_t)i * kLanes) * signs[i]);
+    for (int i = 0; i < d; ++i)
+        for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + kLanes; at < end; at += kWide)
+            store_wide(at, load_wide(at) * signs[i]);
 }
 
 static void fold_halves(float* y, int d) {
     const float c = 0.70710678118654752440f;
     const ptrdiff_t h = (ptrdiff_t)(d / 2) * kLanes;
-    for (ptrdiff_t k = 0; k < h; k += kLanes) {
-        const vfloat a = load(y + k), b = load(y + h + k);
-        store(y + k, (a + b) * c);
-        store(y + h + k, (a - b) * c);
+    for (ptrdiff_t k = 0; k < h; k += kWide) {
+        const wfloat a = load_wide(y + k), b = load_wide(y + h + k);
+        store_wide(y + k, (a + b) * c);
+        store_wide(y + h + k, (a - b) * c);
     }
 }
 
 // One row, coordinates in the lanes: the same butterflies, so the same bits.
 static void hadamard_row(float* y, int p, float c) {
     int h = 1;
-    if (p >= kLanes) {
-        vint lane;
-        for (int l = 0; l < kLanes; ++l) lane[l] = l;
-        for (int i = 0; i < p; i += kLanes) {
-            vfloat v = load(y + i);
-            for (int s = 1; s < kLanes; s *= 2) {
-                const vfloat sign = __builtin_convertvector(((lane & s) == 0) * -2 - 1, vfloat);
-                vfloat other;
+    if (p >= kWide) {
+        wint lane;
+        for (int l = 0; l < kWide; ++l) lane[l] = l;
+        for (int i = 0; i < p; i += kWide) {
+            wfloat v = load_wide(y + i);
+#pragma GCC unroll 4
+            for (int s = 1; s < kWide; s *= 2) {
+                const wfloat sign = __builtin_convertvector(((lane & s) == 0) * -2 - 1, wfloat);
+                wfloat other;
 #if defined(__clang__)
-                for (int l = 0; l < kLanes; ++l) other[l] = v[l ^ s];
+                for (int l = 0; l < kWide; ++l) other[l] = v[l ^ s];
 #else
                 other = __builtin_shuffle(v, lane ^ s);
 #endif
                 v = other + v * sign;
             }
-            store(y + i, v);
+            store_wide(y + i, v);
         }
-        h = kLanes;
+        h = kWide;
     }
     for (; h < p; h *= 2)
         for (int i = 0; i < p; i += 2 * h)
-            for (int k = i; k < i + h; k += h < kLanes ? 1 : kLanes) {
-                if (h < kLanes) {
+            for (int k = i; k < i + h; k += h < kWide ? 1 : kWide) {
+                if (h < kWide) {
                     const float a = y[k], b = y[k + h];
                     y[k] = a + b;
                     y[k + h] = a - b;
                 } else {
-                    const vfloat a = load(y + k), b = load(y + k + h);
-                    store(y + k, a + b);
-                    store(y + k + h, a - b);
+                    const wfloat a = load_wide(y + k), b = load_wide(y + k + h);
+                    store_wide(y + k, a + b);
+                    store_wide(y + k + h, a - b);
                 }
             }
     for (int i = 0; i < p; ++i) y[i] *= c;

@@ -16,6 +16,7 @@ SETS = ("real", "isotropic", "uncentred")
 # method -> widths at which it takes part, None for all that it offers
 SPEED_METHODS: dict[str, tuple[float, ...] | None] = {
     "chain": None,
+    "layered": None,
     "calibrated": None,
     "turbovec": None,
     "turbovec-full": None,
