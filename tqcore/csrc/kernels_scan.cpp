@@ -114,7 +114,7 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
 
 #elif defined(__AVX2__)
 
-constexpr int kOneQueryBlocks = 8;  // that one query passes through together
+constexpr int kGroup = 8;  // blocks that one query passes through together, and that codes are fetched ahead
 
 // Nibbles of one word of sixteen rows by byte place, two places a register, so that VPSHUFB can use each place's own
 // table. Rows come out in the order 0-3, 8-11, 4-7, 12-15.
@@ -204,7 +204,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
 #pragma GCC unroll 2
         for (int b = 0; b < NB; ++b) {
             const uint32_t* word = blocks + b * block_stride + (ptrdiff_t)w * kLanes;
-            if (NQ == 1) _mm_prefetch((const char*)(word + kOneQueryBlocks * block_stride), _MM_HINT_T0);
+            _mm_prefetch((const char*)(word + kGroup * block_stride), _MM_HINT_T0);
             x[b] = by_place(word);
         }
 #pragma GCC unroll 4
@@ -237,7 +237,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
 template <int NB, int NQ>
 static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_stride, int words,
                          const QueryTables* queries, int32_t* acc, ptrdiff_t acc_stride) {
-    const int step = NQ == 1 ? kOneQueryBlocks : n_blocks;
+    const int step = NQ == 1 ? kGroup : n_blocks;
     for (int first = 0; first < n_blocks; first += step) {
         const int last = first + step < n_blocks ? first + step : n_blocks;
         Window window;
