@@ -341,9 +341,10 @@ class Quantizer:
         return (norms > 0).astype(np.float64) if self.normalize else norms
 
     def _columns(self, columns: list[np.ndarray], norms: np.ndarray) -> np.ndarray:
-        if self.store_norm:
-            columns = [*columns, norms**2]
-        return np.stack(columns, axis=1).astype(np.float32)
+        out = np.empty((len(norms), len(columns) + self.store_norm), np.float32)
+        for i, column in enumerate([*columns, norms * norms] if self.store_norm else columns):
+            out[:, i] = column
+        return out
 
     def decode(self, codes: np.ndarray, scalars: np.ndarray) -> np.ndarray:
         """Vectors float32 [n, d] whose inner products the scan reports, of codes and scalars from `encode`."""
