@@ -26,26 +26,29 @@ double normalize_row(const float* x, int d, float* y) {
     return norm;
 }
 
-// U_o of nibble j for the values from `first` on that a register holds.
-static inline wint unary_metric(const ChainView* c, const float* y, int j, int offset, int first) {
-    wfloat acc = {};
+constexpr int kRegisters = kLanes / kWide;  // that the sixteen values of a nibble fill
+
+// U_o of nibble j for all sixteen values.
+static inline void unary_metric(const ChainView* c, const float* y, int j, int offset, wint* u) {
+    wfloat acc[kRegisters] = {};
     const int begin = c->first_closing[j], end = c->first_closing[j + 1];
     int phase = (unsigned)begin % (unsigned)c->period;
     for (int i = begin; i < end; ++i) {
         const float v = y[i] > 6.0f ? 6.0f : y[i] < -6.0f ? -6.0f : y[i];
-        acc += v * load_wide(c->metric_tables + ((ptrdiff_t)phase * c->memory + offset) * 16 + first);
+        const float* t = c->metric_tables + ((ptrdiff_t)phase * c->memory + offset) * 16;
+        for (int r = 0; r < kRegisters; ++r) acc[r] += v * load_wide(t + r * kWide);
         if (++phase == c->period) phase = 0;
     }
-    return nearest_wide(acc) << 4;
+    for (int r = 0; r < kRegisters; ++r) u[r] = nearest_wide(acc[r]) << 4;
 }
-
-constexpr int kRegisters = kLanes / kWide;  // that the sixteen states fill
 
 static inline void step(const ChainView* c, const float* y, int j, wint* cost, uint8_t* back) {
     alignas(64) static const int32_t state[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     alignas(64) int32_t w[16];
-    for (int r = 0; r < kRegisters; ++r)
-        store_wide(w + r * kWide, (cost[r] + unary_metric(c, y, j, 1, r * kWide)) | load_wide(state + r * kWide));
+    wint u[kRegisters];
+    unary_metric(c, y, j, 1, u);
+    for (int r = 0; r < kRegisters; ++r) store_wide(w + r * kWide, (cost[r] + u[r]) | load_wide(state + r * kWide));
+    unary_metric(c, y, j, 0, u);
     const int32_t* a = c->transposed_metrics + c->pair_metric[j];
     for (int r = 0; r < kRegisters; ++r) {
         wint best[4];
@@ -58,7 +61,7 @@ static inline void step(const ChainView* c, const float* y, int j, wint* cost, u
                 best[k] = smaller_wide(best[k], load_wide(a + 16 * (n + k) + r * kWide) + w[n + k]);
         const wint least = smaller_wide(smaller_wide(best[0], best[1]), smaller_wide(best[2], best[3]));
         store_wide(back + r * kWide, low_bytes_wide(least & 15));
-        cost[r] = (least & ~15) + unary_metric(c, y, j, 0, r * kWide);
+        cost[r] = (least & ~15) + u[r];
     }
     const int32_t origin = cost[0][0];
     for (int r = 0; r < kRegisters; ++r) cost[r] -= origin;
