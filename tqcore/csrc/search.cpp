@@ -187,27 +187,35 @@ private:
         }
         kernels()->reachable(acc, stride, n_blocks, &q, a, norms, pass_.data());
         for (int b = n_blocks; b % 4; ++b) pass_[(size_t)b] = 0;
+        if (!heads_.empty()) fetch_rest(blocks, n_blocks);
         for (int four = 0; four < n_blocks; four += 4) {
             uint64_t any;
             std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
             if (!any) continue;
-            for (int b = four; b < std::min(four + 4, n_blocks); ++b) {
-                uint32_t m = pass_[(size_t)b];
-                if (allowed) m &= allowed[b];
-                if (tail) m &= block_mask(rows_, first_block);
-                if (!heads_.empty()) {
-                    // The threshold may have risen since the masks were made, and completing a block is work.
-                    m = still_reachable(query, acc + b * stride, a, norms, b * kLanes, sink.threshold(query), m);
-                    if (m) complete(query, blocks + (ptrdiff_t)b * words_ * kLanes, acc + b * stride);
-                }
-                for (; m; m &= m - 1) add(query, acc + b * stride, a, norms, row, b * kLanes, __builtin_ctz(m), sink);
+            const int end = std::min(four + 4, n_blocks);
+            for (int b = four; b < end; ++b) {
+                if (allowed) pass_[(size_t)b] &= allowed[b];
+                if (tail) pass_[(size_t)b] &= (uint16_t)block_mask(rows_, first_block);
             }
+            if (!heads_.empty()) complete(query, blocks, acc, stride, a, norms, four, end, sink.threshold(query));
+            for (int b = four; b < end; ++b)
+                for (uint32_t m = pass_[(size_t)b]; m; m &= m - 1)
+                    add(query, acc + b * stride, a, norms, row, b * kLanes, __builtin_ctz(m), sink);
         }
     }
 
-    uint32_t still_reachable(int query, const int32_t* acc, const float* a, const float* norms, int base,
+    // The words past the head of blocks that will be completed; nothing has read them yet.
+    void fetch_rest(const uint32_t* blocks, int n_blocks) const {
+        for (int b = 0; b < n_blocks; ++b) {
+            if (!pass_[(size_t)b]) continue;
+            const uint32_t* block = blocks + (ptrdiff_t)b * words_ * kLanes;
+            for (int w = rows_.head.words; w < words_; ++w) __builtin_prefetch(block + (ptrdiff_t)w * kLanes, 0, 2);
+        }
+    }
+
+    // Rows of a block that reach the threshold by their first words; it may have risen since the masks were made.
+    uint16_t still_reachable(const QueryBounds& q, const int32_t* acc, const float* a, const float* norms, int base,
                              float threshold, uint32_t m) const {
-        const QueryBounds& q = heads_[(size_t)query];
         uint32_t out = 0;
         for (; m; m &= m - 1) {
             const int lane = __builtin_ctz(m), at = base + lane;
@@ -215,16 +223,27 @@ private:
                                 (norms ? norms[at] * q.norm_factor : 0.0f);
             if (upper >= threshold) out |= 1u << lane;
         }
-        return out;
+        return (uint16_t)out;
     }
 
-    // acc [16] of a block, by then of its first words, becomes that of all.
-    void complete(int query, const uint32_t* block, int32_t* acc) const {
+    // Sums of the first words of blocks [begin, end), at most four, become those of all where a row still passes.
+    void complete(int query, const uint32_t* blocks, int32_t* acc, ptrdiff_t stride, const float* a, const float* norms,
+                  int begin, int end, float threshold) {
         const int head = rows_.head.words;
         const QueryTables rest = tables_[(size_t)query].view(head);
-        int32_t more[kLanes];
-        kernels()->scan(block + (ptrdiff_t)head * kLanes, 1, words_, words_ - head, &rest, 1, more);
-        for (int l = 0; l < kLanes; ++l) acc[l] += more[l];
+        for (int b = begin; b < end; ++b)
+            pass_[(size_t)b] = still_reachable(heads_[(size_t)query], acc + b * stride, a, norms, b * kLanes, threshold,
+                                               pass_[(size_t)b]);
+        for (int b = begin, run; b < end; b += run) {
+            for (run = 0; b + run < end && pass_[(size_t)(b + run)];) ++run;
+            if (run) {
+                int32_t more[4 * kLanes];
+                kernels()->scan(blocks + ((ptrdiff_t)b * words_ + head) * kLanes, run, words_, words_ - head, &rest, 1,
+                                more);
+                for (int i = 0; i < run * kLanes; ++i) acc[(b + i / kLanes) * stride + i % kLanes] += more[i];
+            }
+            run += run == 0;
+        }
     }
 
     void add(int query, const int32_t* acc, const float* a, const float* norms, int64_t row, int base, int lane,
