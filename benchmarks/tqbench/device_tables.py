@@ -65,10 +65,10 @@ def _attention(record: dict[str, Any]) -> str:
 def _index(record: dict[str, Any]) -> str:
     """Times of the index on a device beside torch's bfloat16 product, a number of queries a row."""
     results, settings = record["results"], record["settings"]
-    limits = results["limits"]
+    limits = results.get("limits", {})
     product = {row["nq"]: row["median_ms"] for row in results.get("torch_bf16", ())}
     lines = [
-        "| queries | ms | queries/s | code bytes/s in a copy's | products in bfloat16 ones | torch bfloat16, ms |",
+        "| queries | ms | queries/s | codes, TB/s | products, TFLOP/s | torch bfloat16, ms |",
         "|---:|---:|---:|---:|---:|---|",
     ]
     for row in results["search"]:
@@ -77,8 +77,8 @@ def _index(record: dict[str, Any]) -> str:
             f"{row['nq']:,}",
             f"**{row['median_ms']:.3f}**",
             f"{row['queries_per_second']:,.0f}",
-            f"{row['code_bytes_per_second'] / limits['copy_bytes_per_second']:.0%}",
-            f"{row['product_flops_per_second'] / limits['bf16_flops_per_second']:.0%}",
+            _rate(row["code_bytes_per_second"], limits.get("copy_bytes_per_second"), 2),
+            _rate(row["product_flops_per_second"], limits.get("bf16_flops_per_second"), 0),
             f"{took:.3f} (x{took / row['median_ms']:.2f})" if took else "-",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -87,11 +87,15 @@ def _index(record: dict[str, Any]) -> str:
         f"{settings['n']:,} x {settings['d']} normal vectors, {settings['bits']:g} bits, {settings['metric']}, k = {k}",
         *([f"recall {k}@{k} {results['recall_k_at_k']:.3f}"] if "recall_k_at_k" in results else []),
         f"{results['index_bytes'] / 2**30:.2f} GiB, added at {results['add_vectors_per_second'] / 1e6:.1f} million/s",
-        f"the card copies {limits['copy_bytes_per_second'] / 1e12:.2f} TB/s and multiplies bfloat16 at "
-        f"{limits['bf16_flops_per_second'] / 1e12:.0f} TFLOP/s",
+        *(["shares are of this card's copy and bfloat16 product"] if limits else []),
     ]
     text = "; ".join(facts) + ". "
     return "\n".join([*lines, "", text + _device(record, "medians of events, the host's work among them")])
+
+
+def _rate(rate: float, limit: float | None, digits: int) -> str:
+    """A rate in units of 10^12, and its share of what the card can do where that is known."""
+    return f"{rate / 1e12:.{digits}f}" + (f" ({rate / limit:.0%})" if limit else "")
 
 
 def _rivals(record: dict[str, Any]) -> str:
