@@ -10,6 +10,7 @@ pytest.importorskip("transformers")
 from tqbench.everything import ann, attention, divergence, longbench, needle, throughput
 from tqbench.everything.context import Context
 from tqbench.everything.options import AllOptions
+from tqbench.everything.verdicts import claim_rows
 from tqbench.kv.needle import cells
 
 
@@ -176,6 +177,21 @@ def test_longbench_is_judged_by_the_paired_interval(score, low, status):
     assert (check.paper[:5], bool(check.review)) == ("50.06", True)
 
 
+def test_nothing_beside_nothing_is_no_pass():
+    shared = {
+        "bucket": None,
+        "n": 8,
+        "task": "average",
+        "score": 0.0,
+        "difference": 0.0,
+        "difference_low": 0.0,
+    }
+    (check,) = longbench.judge(
+        [shared | {"cache": cache} for cache in ("full", "chain-3.5")], 3.5, "examples"
+    )
+    assert check.status == "WARN"
+
+
 @pytest.mark.parametrize(
     ("given", "asked", "named"),
     [
@@ -197,3 +213,18 @@ def test_longbench_takes_its_files_or_the_miniature(given, asked, named, monkeyp
     ((check,), _) = longbench.check_longbench(context)
     assert (check.name, check.status) == (f"chain-3.5: mean score, {named}", "PASS")
     assert asked.items() <= seen.items()
+
+
+@pytest.mark.parametrize(
+    ("full", "found", "verdict"),
+    [(40.0, 39.5, "reproduced"), (40.0, 20.0, "not reproduced"), (2.0, 2.0, "not tested")],
+)
+def test_a_model_that_answers_nothing_proves_nothing(full, found, verdict):
+    shared = {"bucket": None, "n": 8, "task": "average", "difference_low": 0.0}
+    rows = [shared | {"cache": "full", "score": full, "difference": 0.0}]
+    rows.append(shared | {"cache": "chain-3.5", "score": found, "difference": found - full})
+    made = [check.as_row() for check in longbench.judge(rows, 3.5, "LongBench's files")]
+    verdicts = {row["claim"]: row for row in claim_rows({"checks": made})}
+    row = verdicts["LongBench scores at 3.5 bits as in full precision"]
+    assert row["verdict"] == verdict
+    assert ("--longbench-dir" in row["note"]) == (verdict == "not tested")

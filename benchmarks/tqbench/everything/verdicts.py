@@ -32,12 +32,16 @@ def claim_rows(record: dict[str, Any]) -> list[dict[str, str]]:
     rows = []
     for claim in CLAIMS:
         found = select(checks, claim.checks)
-        made = [check for check in found if check.status != "SKIP"]
+        made = [
+            check
+            for check in found
+            if check.status != "SKIP" and (check.theory is None or check.theory >= claim.least)
+        ]
         if made:
             verdict = claim.holds if all(check.status == "PASS" for check in made) else claim.fails
         else:
             verdict = "not tested"
-        skipped = "; ".join(dict.fromkeys(check.reason for check in found))
+        skipped = "; ".join(dict.fromkeys(check.reason for check in found if check.status == "SKIP"))
         note = claim.note if made else skipped or claim.untested
         rows.append({
             "source": claim.source, "claim": claim.text, "printed": claim.printed, "verdict": verdict,
