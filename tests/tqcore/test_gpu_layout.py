@@ -67,6 +67,8 @@ def test_rows_that_fit_no_shared_memory_are_refused() -> None:
 
     with pytest.raises(ValueError, match="at most 6800 bytes on a CUDA device"):
         CodeLayout(Quantizer(16384, 4), torch.device("cpu"))
+    with pytest.raises(ValueError, match="d must be at most 16384 on a CUDA device"):
+        CodeLayout(Quantizer(16400, 1), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("memory", [2, 3])
