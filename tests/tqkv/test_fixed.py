@@ -149,3 +149,22 @@ def test_rows(qwen3, ids):
     before = layer.decoded()[0]
     cache.reorder_cache(torch.tensor([1, 0]))
     torch.testing.assert_close(layer.decoded()[0], before.flip(0))
+
+
+def test_steps_of_a_compiled_model(qwen3, ids):
+    """What a compiled model gives is what the model gives, and no step is compiled again for its length."""
+    from torch._dynamo.testing import CompileCounter
+
+    qwen3.set_attn_implementation("turboquant")
+    want = feed(qwen3, ids, caches(qwen3), [100] + [1] * 12)
+    counter, cache = CompileCounter(), caches(qwen3)
+    compiled = torch.compile(qwen3, backend=counter)
+    feed(qwen3, ids, cache, [100])
+    graphs = []
+    for step in range(100, 112):
+        with torch.no_grad():
+            got = compiled(ids[:, step : step + 1], past_key_values=cache).logits
+        graphs.append(counter.frame_count)
+    torch.testing.assert_close(got, want)
+    assert graphs[0] > 0
+    assert graphs[3:] == graphs[3:4] * 9
