@@ -191,7 +191,7 @@ def _compare(
         (600, 768, 4, 2, "ip", 1, 10),  # every bound is kept
         (400, 130, 3, 2, "l2", 3, 10),
         (500, 64, 2, 3, "ip", 2, 5),
-        (3000, 16, 4, 2, "ip", 1, 10),  # warps claim blocks
+        (3000, 16, 4, 2, "ip", 1, 10),  # more blocks than warps
         (900, 65, 4, 2, "l2", 20, 10),  # the threshold comes from all blocks
         (1600, 70, 1, 2, "ip", 12, 3),  # from a sample, and rises on the way
         (33, 16, 4, 2, "l2", 20, 40),
