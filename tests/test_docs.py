@@ -22,6 +22,13 @@ def examples(page):
     return re.findall(r"^```python\n(.*?)^```$", (DOCS / page).read_text("utf-8"), re.DOTALL | re.MULTILINE)
 
 
+def run_python(source, cwd, *options):
+    done = subprocess.run(
+        [sys.executable, *options, "-c", source], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def tiny_qwen(folder):
     """A model with random weights where the guide's name finds it, with the tokenizer of the small test model."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -54,14 +61,19 @@ def test_examples_run(page, tmp_path):
         tiny_qwen(tmp_path / "Qwen" / "Qwen3-0.6B")
     # torch and transformers warn of their own affairs
     warnings = [] if page in TORCH_PAGES else ["-W", "error"]
-    done = subprocess.run(
-        [sys.executable, *warnings, "-c", "".join(examples(page))],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    run_python("".join(examples(page)), tmp_path, *warnings)
+
+
+def test_readme_example_of_the_cache_runs(tmp_path):
+    tiny_qwen(tmp_path / "model")
+    given = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+inputs = AutoTokenizer.from_pretrained("model")("The capital of France is", return_tensors="pt")
+model = AutoModelForCausalLM.from_pretrained("model")
+"""
+    sources = [source for source in examples("../README.md") if "tqkv" in source]
+    assert len(sources) == 1
+    run_python(given + sources[0] + "assert cache.get_seq_length() > 5", tmp_path)
 
 
 def modules_with_doctests():
