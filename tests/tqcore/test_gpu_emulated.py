@@ -188,7 +188,7 @@ def _compare(
 @pytest.mark.parametrize(
     ("n", "d", "bits", "memory", "metric", "nq", "k"),
     [
-        (600, 768, 4, 2, "ip", 1, 10),  # every bound is kept
+        (200, 768, 4, 2, "ip", 1, 3),  # every bound is kept
         (400, 130, 3, 2, "l2", 3, 10),
         (500, 64, 2, 3, "ip", 2, 5),
         (3000, 16, 4, 2, "ip", 1, 10),  # more blocks than warps
