@@ -348,8 +348,12 @@ def test_attention_is_timed_on_a_gpu():
 def test_the_claims_page_is_made_of_its_record():
     root = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
     assert tables_main([str(root / "claims.md"), "--results", str(root), "--check"]) == 0
-    kept = json.loads((root / "all-cpu.json").read_text())
-    assert kept["counts"]["FAIL"] == 0
-    assert kept["settings"]["quick"] is False
-    assert sum(step["seconds"] for step in kept["steps"]) < 20 * 60
-    assert verdicts(kept)["prod has 4.96 times less bias than mse"] == "refined"
+    kept = {name: json.loads((root / f"all-{name}.json").read_text()) for name in ("cpu", "quick", "gpu")}
+    for name, minutes in (("cpu", 20), ("quick", 3)):
+        assert sum(step["seconds"] for step in kept[name]["steps"]) < 60 * minutes
+        assert [step["name"] for step in kept[name]["steps"]] == list(STEPS)
+        assert {c["group"] for c in kept[name]["checks"] if c["status"] == "SKIP"} == {attention.GROUP}
+        assert kept[name]["settings"]["quick"] is (name == "quick")
+    assert [record["counts"]["FAIL"] for record in kept.values()] == [0, 0, 0]
+    assert kept["gpu"]["settings"]["device_name"] == "NVIDIA H200"
+    assert verdicts(kept["cpu"])["prod has 4.96 times less bias than mse"] == "refined"
