@@ -6,7 +6,7 @@ namespace tq {
 
 // x [n][d] row-major; y [n][d] = x at squared length d, norms [n].
 void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, int threads);
-// out [n] = <x_i, x_i> in double.
+// out [n] = <x_i, y_i> in double.
 void row_dots(const float* x, const float* y, int64_t n, int d, double* out, int threads);
 void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads);
 
