@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tqcore.packing import blocks_for, pack_rows, unpack_rows
+from tqcore.reference import packing as reference
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from tqcore.packing import blocks_for, pack_rows, unpack_rows
     ],
 )
 def test_shape(n, code_size, shape):
-    assert blocks_for(n, code_size) == shape
+    assert blocks_for(n, code_size) == reference.blocks_for(n, code_size) == shape
 
 
 def test_rows_come_out_as_they_went_in():
@@ -27,3 +28,13 @@ def test_rows_come_out_as_they_went_in():
     pack_rows(blocks, 18, codes[18:])
     for rows in (slice(None, 40), slice(5, 33), np.array([39, 0, 17])):
         np.testing.assert_array_equal(unpack_rows(blocks, rows, 13), codes[rows])
+
+
+def test_rows_are_replaced():
+    first, second = np.random.default_rng(1).integers(0, 256, (2, 20, 7), dtype=np.uint8)
+    blocks, expected = np.zeros((2, *blocks_for(20, 7)), np.uint32)
+    for rows in (first, second):
+        pack_rows(blocks, 0, rows)
+        reference.pack_rows(expected, 0, rows)
+    np.testing.assert_array_equal(blocks, expected)
+    np.testing.assert_array_equal(reference.unpack_rows(expected, slice(3, 19), 7), second[3:19])
