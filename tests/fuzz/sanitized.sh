@@ -11,7 +11,7 @@ work="$(mktemp -d)"
 echo "in $work"
 
 python -m pip install --quiet --target "$work/site" numpy atheris
-python -m pip install --quiet --target "$work/site" --no-deps \
+python -m pip install --quiet --target "$work/site" --no-deps --config-settings=build-dir="$work/build" \
   --config-settings=cmake.define.CMAKE_PROJECT_INCLUDE="$root/tests/fuzz/sanitize.cmake" "$root"
 
 cd "$work"
