@@ -3,14 +3,7 @@
 
 namespace tq::TQ_LEVEL {
 
-// Doubles as wide as a register of the level: wider ones are taken apart badly.
-#if defined(__AVX512F__)
-constexpr int kPart = 8;
-#elif defined(__AVX2__)
-constexpr int kPart = 4;
-#else
-constexpr int kPart = 2;
-#endif
+constexpr int kPart = kWide / 2;  // doubles in a register of the level
 constexpr int kParts = 16 / kPart;
 typedef double vpart __attribute__((vector_size(8 * kPart)));
 typedef float vpart_float __attribute__((vector_size(4 * kPart)));
