@@ -61,12 +61,12 @@ def test_long_rows_keep_back_pointers_in_device_memory(memory: int) -> None:
 
 @pytest.mark.parametrize("d", [8, 9, 64, 100, 384, 768, 1000, 1024, 3072])
 def test_rotation_is_that_of_the_cpu(d: int) -> None:
-    from tqcore.gpu.rotation import hadamard_rotate, normalize
+    from tqcore.gpu.rotation import hadamard_rotate, normalize, sign_words
 
     x = np.random.default_rng(1).standard_normal((33, d)).astype(np.float32) * 3
     x[4] = 0
     rotation = HadamardRotation(d, 7)
-    signs = torch.from_numpy(rotation.signs.copy()).cuda()
+    signs = sign_words(rotation.signs).cuda()
     normal, norms = _core.normalize(x)
     y, our_norms = normalize(torch.from_numpy(x).cuda(), signs)
     np.testing.assert_array_equal(our_norms.cpu().numpy(), norms)

@@ -250,12 +250,12 @@ def test_queries_that_are_not_finite_are_refused(nq: int) -> None:
 @pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("d", [8, 9, 100, 384])
 def test_rotation_is_that_of_the_cpu(d: int) -> None:
-    from tqcore.gpu.rotation import hadamard_rotate, normalize
+    from tqcore.gpu.rotation import hadamard_rotate, normalize, sign_words
 
     x = np.random.default_rng(1).standard_normal((3, d)).astype(np.float32) * 3
     x[1] = 0
     rotation = HadamardRotation(d, 7)
-    signs = torch.from_numpy(rotation.signs.copy())
+    signs = sign_words(rotation.signs)
     normal, norms = _core.normalize(x)
     y, our_norms = normalize(torch.from_numpy(x), signs)
     np.testing.assert_array_equal(our_norms.numpy(), norms)

@@ -25,7 +25,7 @@ __device__ __forceinline__ void multiply(int (&c)[4], u32 a0, u32 a1, u32 a2, u3
 // thresholds and empty counts; status[0] takes the first query that is not finite, padding takes no part. A block a query.
 extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int d, int nibbles, int steps,
                                    float length, float missed, u32* pieces, float4* columns, float* threshold,
-                                   int* counts, u8* overflow, int* status) {
+                                   int* counts, u8* overflow, int* claimed, int* status) {
     extern __shared__ float q[];
     __shared__ float part[5][32];
     const int query = blockIdx.x, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
@@ -87,6 +87,7 @@ extern "C" __global__ void prepare(Bytes bytes, const float* q_all, int nq, int 
     columns[query] = make_float4(gain, -gain * offset, error, 0.0f);
     threshold[query] = INF;
     if (real) counts[query] = 0, overflow[query] = 0;
+    if (query == 0) *claimed = 0;
     if (real && !(square < INF)) atomicMin(status, query);
 }
 
@@ -177,12 +178,12 @@ enum { BEST, HITS, STORE };
 // Products of all queries with the blocks of a part. BEST: the largest score of each block, [queries][count], its last
 // five bits the row in the block. HITS: rows whose upper bound reaches the threshold are appended to `found`; counts go
 // past `room` if there is none. STORE: one tile; upper bounds of all rows [queries][rows of whole blocks], and the largest
-// score of each warp, likewise, [queries][warps], with its block.
+// score of each warp, likewise, [queries][warps], with its block; warps claim blocks, as not all run equally fast.
 template <int MODE>
 __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, const Part& part, int units, int nibbles,
                                         int steps, int tiles, int slabs, const uint2* pieces, const float4* columns,
                                         const float* threshold, int nq, int room, int* counts, int* found,
-                                        float* upper, float* best, int* places) {
+                                        float* upper, float* best, int* places, int* claimed) {
     extern __shared__ __align__(16) uint2 shared[];
     const int slots = 4 * steps * PHASES * AGES, lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     float4* column = (float4*)(shared + slots * TILES * 32);
@@ -207,8 +208,9 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
             __syncthreads();
             loaded = tile;
         }
-        const int end = min(part.count, (slab + 1) * per_slab);
-        int i = slab * per_slab + warp;
+        const int end = MODE == STORE ? part.count : min(part.count, (slab + 1) * per_slab);
+        const int first = MODE == STORE ? blockIdx.x * WARPS + warp : slab * per_slab + warp;
+        const int stride = MODE == STORE ? gridDim.x * WARPS : WARPS;
         uint4 now[4];
         u32 previous[4];
         const auto load = [&](uint4(&to)[4], i64 block, int step) {
@@ -228,9 +230,14 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
                     to[k] = (to[k] & 0xf0000000u) | (__ldg(second + 32 * k) >> (4 * (before2 & 7)) & 15) << 24;
             }
         };
-        if (i < end) load(now, part.block(i), 0), load_previous(previous, part.block(i));
-        for (; i < end; i += WARPS) {
-            const i64 block = part.block(i), next_block = part.block(min(i + WARPS, end - 1));
+        if (first < end) load(now, part.block(first), 0), load_previous(previous, part.block(first));
+        for (int i = first, after = first + stride, claim = 0; i < end; i = after, after = claim) {
+            const i64 block = part.block(i), next_block = part.block(min(after, end - 1));
+            // The one after that: asked for now, needed when this one is done.
+            if (MODE != STORE)
+                claim = after + stride;
+            else if (lane == 0)
+                claim = 2 * stride + atomicAdd(claimed, 1);
             int sums[2][TILES][4];
 #pragma unroll
             for (int m = 0; m < 2; ++m)
@@ -259,6 +266,7 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
 #pragma unroll
                 for (int k = 0; k < 4; ++k) now[k] = next[k];
             }
+            if (MODE == STORE) claim = __shfl_sync(0xffffffffu, claim, 0);
             float scale[4], size[4], half[4];
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
@@ -331,9 +339,9 @@ __device__ __forceinline__ void product(const Bytes& bytes, const Rows& rows, co
     extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS) name(                                 \
         const __grid_constant__ Bytes bytes, Rows rows, Part part, int units, int nibbles, int steps, int tiles,       \
         int slabs, const uint2* pieces, const float4* columns, const float* threshold, int nq, int room, int* counts,  \
-        int* found, float* upper, float* best, int* places) {                                                          \
+        int* found, float* upper, float* best, int* places, int* claimed) {                                            \
         product<MODE>(bytes, rows, part, units, nibbles, steps, tiles, slabs, pieces, columns, threshold, nq, room,    \
-                      counts, found, upper, best, places);                                                             \
+                      counts, found, upper, best, places, claimed);                                                    \
     }
 
 #if TILES == 1

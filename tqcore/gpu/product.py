@@ -202,7 +202,7 @@ def _scored(layout: CodeLayout, rows: DeviceRows, q: torch.Tensor, found: Found)
     room = found.rows.shape[1]
     scores = torch.empty(len(q), room, dtype=torch.float64, device=q.device)
     _select("score_found")(
-        (-(-4 * _PROCESSORS // len(q)), len(q)),
+        (max(1, 4 * _PROCESSORS // len(q)), len(q)),
         (32 * _WARPS,),
         (layout.argument(), rows.argument(), q, found.counts, found.rows, room, scores),
         shared=layout.exact_bytes() + 4 * _WARPS * layout.words,
@@ -232,6 +232,7 @@ class _Product:
         self._pieces = torch.empty(padded // 8 * size, dtype=torch.uint8, device=q.device)
         columns = torch.empty(5 * padded, device=q.device)
         self._columns, self.threshold = columns[: 4 * padded], columns[4 * padded :]
+        self._claimed = torch.empty(1, dtype=torch.int32, device=q.device)
         self._batches = padded // (8 * self.tiles)
         self._kernel("prepare")(
             (padded,),
@@ -249,6 +250,7 @@ class _Product:
                 self.threshold,
                 self.found.counts,
                 self.found.overflow,
+                self._claimed,
                 status,
             ),
             shared=4 * layout.d,
@@ -278,8 +280,9 @@ class _Product:
     ) -> None:
         """Launch one of the kernels of product.cu."""
         grid = self.blocks()
-        slabs = self._slabs(part.count, grid)
+        slabs = grid
         if name != "store":
+            slabs = self._slabs(part.count, grid)
             grid = min(grid, slabs * self._batches)
         self._kernel(name)(
             (grid,),
@@ -303,6 +306,7 @@ class _Product:
                 upper,
                 best,
                 places,
+                self._claimed,
             ),
             shared=self._shared,
         )

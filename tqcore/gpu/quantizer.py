@@ -9,7 +9,7 @@ import torch
 
 from tqcore.gpu.chain import decode_chain, encode_chain
 from tqcore.gpu.layout import CodeLayout
-from tqcore.gpu.rotation import hadamard_rotate, normalize
+from tqcore.gpu.rotation import hadamard_rotate, normalize, sign_words
 from tqcore.quantizer import Quantizer
 from tqcore.rotation import HadamardRotation
 
@@ -47,7 +47,7 @@ class DeviceQuantizer:
         self.quantizer, self.device = quantizer, device
         self.layout = CodeLayout(quantizer, device)
         plan = quantizer.plan
-        self._signs = self._tensor(HadamardRotation(quantizer.d, quantizer.seed).signs)
+        self._signs = sign_words(HadamardRotation(quantizer.d, quantizer.seed).signs).to(device)
         self._mean = None if plan is None else self._tensor(plan.mean)
         self._planned = plan is not None and not plan.centres_only
         if plan is not None and self._planned:
@@ -55,7 +55,7 @@ class DeviceQuantizer:
             self._query_matrix = self._tensor(plan.query_matrix).double()
             self._deviations = self._tensor(np.asarray(plan.deviations))
             self._segment_signs = [
-                self._tensor(HadamardRotation(s.dims, quantizer.seed, _SEGMENT_STREAM + i).signs)
+                sign_words(HadamardRotation(s.dims, quantizer.seed, _SEGMENT_STREAM + i).signs).to(device)
                 for i, s in enumerate(plan.segments)
             ]
             self._parts = plan.parts

@@ -39,22 +39,11 @@ __device__ __noinline__ void transform(float* y, int first, int p, float c) {
         stages<1>(y, first, p, stride, c);
 }
 
-// Signs as bits, of d values.
+// Bit k % 32 of word k // 32 says that value k changes its sign.
 __device__ void apply_signs(float* y, const u32* signs, int d) {
     for (int k = threadIdx.x; k < d; k += blockDim.x)
         if (signs[k >> 5] >> (k & 31) & 1) y[place(k)] = -y[place(k)];
     __syncthreads();
-}
-
-// Bit k % 32 of word k // 32 of each of six rows: whether signs[row][k] is negative.
-__device__ void gather_signs(const float* signs, int d, u32* bits) {
-    const int words = (d + 31) / 32, lane = threadIdx.x & 31;
-#pragma unroll 8
-    for (int w = threadIdx.x >> 5; w < 6 * words; w += blockDim.x >> 5) {
-        const int row = w / words, k = (w - row * words) * 32 + lane;
-        const u32 negative = __ballot_sync(0xffffffffu, k < d && signs[row * d + k] < 0.0f);
-        if (lane == 0) bits[w] = negative;
-    }
 }
 
 __device__ void mix(float* y, int h, float c) {
@@ -67,13 +56,14 @@ __device__ void mix(float* y, int h, float c) {
 }
 
 // x float32 [n, d] -> y float32 [n, d]; norms float64 [n] or null, and with them rows of squared length d.
-extern "C" __global__ void rotate(const float* x, i64 n, int d, int p, float c, float half_root, const float* signs,
+extern "C" __global__ void rotate(const float* x, i64 n, int d, int p, float c, float half_root, const u32* signs,
                                   int inverse, double* norms, float* out) {
     extern __shared__ float y[];
     __shared__ double gain;
     u32* bits = (u32*)y + d + d / 8;
     const int words = (d + 31) / 32;
-    if (signs) gather_signs(signs, d, bits);
+    if (signs)
+        for (int w = threadIdx.x; w < 6 * words; w += blockDim.x) bits[w] = signs[w];
     for (i64 row = blockIdx.x; row < n; row += gridDim.x) {
         for (int k = threadIdx.x; k < d; k += blockDim.x) y[place(k)] = x[row * d + k];
         __syncthreads();

@@ -10,7 +10,7 @@ import torch
 
 from tqcore.gpu.rtc import Kernel, Long, compile_module
 
-__all__ = ["MAX_ROTATED", "hadamard_rotate", "normalize"]
+__all__ = ["MAX_ROTATED", "hadamard_rotate", "normalize", "sign_words"]
 
 MAX_ROTATED = 40960  # dimensions whose row fits the shared memory of one block
 
@@ -24,6 +24,13 @@ def _kernel() -> Kernel:
     return compile_module(_source()).kernel("rotate")
 
 
+def sign_words(signs: np.ndarray) -> torch.Tensor:
+    """int32 [3, 2, ceil(d / 32)] on the host, a bit for each -1 of signs float32 [3, 2, d]."""
+    packed = np.packbits(signs < 0, axis=2, bitorder="little")
+    padded = np.pad(packed, ((0, 0), (0, 0), (0, -packed.shape[2] % 4)))
+    return torch.from_numpy(padded.view(np.int32))
+
+
 def normalize(x: torch.Tensor, signs: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows of squared length d, rotated if there are signs, and the norms that they had.
 
@@ -32,7 +39,7 @@ def normalize(x: torch.Tensor, signs: torch.Tensor | None) -> tuple[torch.Tensor
     x : torch.Tensor
         float32 [n, d] on a CUDA device.
     signs : torch.Tensor, optional
-        float32 [3, 2, d] of +-1 (`tqcore.rotation.HadamardRotation.signs`).
+        `sign_words` of the rotation, on the device.
 
     Returns
     -------

@@ -34,6 +34,7 @@ inline Warp& me() { return *warps_[threadIdx.x >> 5]; }
 inline void __syncthreads() { block_bar->arrive_and_wait(); }
 inline void __syncwarp() { me().bar.arrive_and_wait(); }
 template <class T> T exch(T v, int from) { auto& w = me(); const int l = threadIdx.x & 31; std::memcpy(&w.buf[l], &v, sizeof(T)); w.bar.arrive_and_wait(); T r; std::memcpy(&r, &w.buf[from & 31], sizeof(T)); w.bar.arrive_and_wait(); return r; }
+template <class T> T __shfl_sync(unsigned, T v, int from) { return exch(v, from); }
 template <class T> T __shfl_xor_sync(unsigned, T v, int m) { return exch(v, (threadIdx.x & 31) ^ m); }
 template <class T> T __shfl_up_sync(unsigned, T v, int m) { int l = threadIdx.x & 31; return exch(v, l >= m ? l - m : l); }
 template <class T> T __shfl_down_sync(unsigned, T v, int m) { int l = threadIdx.x & 31; return exch(v, l + m < 32 ? l + m : l); }
