@@ -6,31 +6,19 @@ __device__ __forceinline__ u32 ordered(float value) {
     return v ^ (v >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
-// Thresholds from exact scores of the rows that k of the largest of float32 [queries][count] stand for, by their upper 16
-// bits: row `value & 31`
-// of block places[queries][count], or of block i * period without places. -inf where there are fewer. A block of 256 or
-// more threads a query, k at most 128.
-extern "C" __global__ void __launch_bounds__(1024) first_threshold(Code code, Rows rows, const float* q,
-                                                                   const float* values, const int* places, int period,
-                                                                   int count, int k, float* threshold) {
-    extern __shared__ double own[];
+// The upper 16 bits of the key of the k-th largest of `count` values, k at most count; for a block of 256 or more threads.
+__device__ u32 upper_half_of_kth(const float* values, int count, int k) {
     __shared__ u32 bins[256];
-    __shared__ u32 prefix, wanted, taken;
-    __shared__ double least[32];
-    __shared__ i64 chosen[128];
-    const i64 query = blockIdx.x;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    u32* words = (u32*)(own + Exact::size(code)) + warp * code.words;
-    const float* given = values + query * count;
-    if (threadIdx.x == 0) prefix = 0, wanted = min(k, count), taken = 0;
-    const Exact exact(code, q + query * code.d, own);
+    __shared__ u32 prefix, wanted;
+    const int lane = threadIdx.x & 31;
+    if (threadIdx.x == 0) prefix = 0, wanted = k;
     for (int shift = 24; shift >= 16; shift -= 8) {
         if (threadIdx.x < 256) bins[threadIdx.x] = 0;
         __syncthreads();
         const u32 above = prefix;
         for (int base = 0; base < count; base += blockDim.x) {
             const int i = base + threadIdx.x;
-            const u32 key = i < count ? ordered(given[i]) : 0;
+            const u32 key = i < count ? ordered(values[i]) : 0;
             const bool part = i < count && (shift == 24 || key >> (shift + 8) == above);
             // The first digits are nearly all alike, and atomics on one address go one after the other.
             const u32 digit = part ? key >> shift & 255 : 256, alike = __match_any_sync(0xffffffffu, digit);
@@ -62,7 +50,26 @@ extern "C" __global__ void __launch_bounds__(1024) first_threshold(Code code, Ro
         }
         __syncthreads();
     }
-    const u32 kth = prefix << 16;
+    return prefix;
+}
+
+// Thresholds: the least exact score of rows that k of the largest of float32 [queries][count] stand for, ranked by their
+// upper 16 bits. A value stands for row `value & 31` of block places[queries][count], or of block i * period without
+// places. -inf where there are fewer than k. A block of 256 or more threads a query, k at most 128.
+extern "C" __global__ void __launch_bounds__(1024) first_threshold(Code code, Rows rows, const float* q,
+                                                                   const float* values, const int* places, int period,
+                                                                   int count, int k, float* threshold) {
+    extern __shared__ double own[];
+    __shared__ u32 taken;
+    __shared__ double least[32];
+    __shared__ i64 chosen[128];
+    const i64 query = blockIdx.x;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
+    u32* words = (u32*)(own + Exact::size(code)) + warp * code.words;
+    const float* given = values + query * count;
+    if (threadIdx.x == 0) taken = 0;
+    const Exact exact(code, q + query * code.d, own);
+    const u32 kth = upper_half_of_kth(given, count, min(k, count)) << 16;
     if (count < k || kth <= ordered(-INF)) {
         if (threadIdx.x == 0) threshold[query] = -INF;
         return;
@@ -70,7 +77,8 @@ extern "C" __global__ void __launch_bounds__(1024) first_threshold(Code code, Ro
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
         if (ordered(given[i]) < kth) continue;
         const u32 at = atomicAdd(&taken, 1u);
-        if (at < k) chosen[at] = (places ? (i64)places[query * count + i] : (i64)i * period) * 32 + (__float_as_uint(given[i]) & 31);
+        const i64 block = places ? (i64)places[query * count + i] : (i64)i * period;
+        if (at < k) chosen[at] = block * 32 + (__float_as_uint(given[i]) & 31);
     }
     __syncthreads();
     double lowest = INF;
