@@ -248,6 +248,37 @@ def test_queries_that_are_not_finite_are_refused(nq: int) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize(("metric", "nq"), [("ip", 1), ("l2", 2), ("l2", 12)])
+def test_queries_and_results_at_addresses(metric: str, nq: int) -> None:
+    from tqcore.gpu.layout import LANES, UNIT, CodeLayout, DeviceRows
+    from tqcore.gpu.product import fetch, search_bytes
+    from tqcore.gpu.search import longest
+
+    rng = np.random.default_rng(3)
+    layout = CodeLayout(TurboQuantIndex(40, 4, metric)._vectors.quantizer, torch.device("cpu"))
+    words = rng.integers(-(2**31), 2**31, (10, layout.words // UNIT, LANES, UNIT)).astype(np.int32)
+    scale = torch.from_numpy(rng.random(320).astype(np.float32))
+    rows = DeviceRows(torch.from_numpy(words), scale, scale + 1 if metric == "l2" else None, 305)
+    given = torch.from_numpy(rng.standard_normal((nq, 40)).astype(np.float32))
+    constants = given.double().square().sum(dim=1) if metric == "l2" else None
+    lengths, status = longest(layout, rows), torch.tensor([nq, 0], dtype=torch.int32)
+
+    def results() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(nq, 7), torch.zeros(nq, 7, dtype=torch.int64)
+
+    expected, found, q = results(), results(), torch.zeros(nq, 40)
+    addresses = torch.tensor([t.data_ptr() for t in (given, *found)])
+    fetch(addresses, q)
+    assert torch.equal(q, given)
+    assert layout.bytes is not None
+    for out in (expected, addresses):
+        search_bytes(layout, layout.bytes, rows, q, constants, 7, lengths, out, status)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert (found[1] >= 0).all()
+
+
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.parametrize("d", [8, 9, 100, 384])
 def test_rotation_is_that_of_the_cpu(d: int) -> None:
     from tqcore.gpu.rotation import hadamard_rotate, normalize, sign_words

@@ -12,7 +12,7 @@ import torch
 from tqcore.gpu.layout import LANES, UNIT, ByteTables, CodeLayout, DeviceRows
 from tqcore.gpu.rtc import Kernel, compile_module
 
-__all__ = ["Found", "batch", "finish", "search_bytes", "sources", "takes"]
+__all__ = ["Found", "batch", "fetch", "finish", "search_bytes", "sources", "takes"]
 
 _MOST_RESULTS = 128  # above that, bounds of 8 bits leave too many candidates
 _MOST_KEPT = 1 << 28  # bounds, of queries times rows or groups of rows
@@ -156,6 +156,15 @@ def _first_threshold(
     )
 
 
+def fetch(addresses: torch.Tensor, to: torch.Tensor) -> None:
+    """Copy queries to float32 `to`, contiguous, from an address that is read when the kernel runs.
+
+    `addresses` is int64 [3] in pinned memory: of queries, and of distances and labels, where `finish` puts results.
+    """
+    grid = min(_PROCESSORS, -(-to.numel() // 256))
+    _select("fetch")((grid,), (256,), (addresses, to.numel(), to))
+
+
 def finish(
     layout: CodeLayout,
     rows: DeviceRows,
@@ -163,13 +172,17 @@ def finish(
     constants: torch.Tensor | None,
     found: Found,
     k: int,
-    results: tuple[torch.Tensor, torch.Tensor] | None,
+    results: tuple[torch.Tensor, torch.Tensor] | torch.Tensor | None,
     threshold: torch.Tensor | None = None,
 ) -> None:
-    """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th."""
+    """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th.
+
+    `results` as a tensor are the addresses that `fetch` takes.
+    """
     room = found.rows.shape[1]
     warps = 8 if layout.words <= 512 else 2
-    distances, labels = results or (None, None)
+    addresses = results if isinstance(results, torch.Tensor) else None
+    distances, labels = (None, None) if results is None or addresses is not None else results
     scores = found.scores
     if scores is None and len(q) <= 2 * _PROCESSORS and layout.words <= 256:
         scores = _scored(layout, rows, q, found)
@@ -192,6 +205,7 @@ def finish(
             threshold,
             found.overflow,
             found.status,
+            addresses,
         ),
         shared=16 * room + layout.exact_bytes() + 4 * warps * layout.words,
     )
@@ -320,12 +334,13 @@ def search_bytes(
     constants: torch.Tensor | None,
     k: int,
     lengths: tuple[float, float],
-    results: tuple[torch.Tensor, torch.Tensor],
+    results: tuple[torch.Tensor, torch.Tensor] | torch.Tensor,
     status: torch.Tensor,
 ) -> Found:
     """Put the k best rows of queries into `results`; queries marked in what is returned need another way.
 
-    Parameters are those of `tqcore.gpu.search.search`; nothing is waited for.
+    Parameters are those of `tqcore.gpu.search.search`, but `results` may be the addresses that `fetch` takes.
+    Nothing is waited for.
     """
     nq, device = len(q), q.device
     product = _Product(layout, tables, rows, q, lengths, status)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import torch
 
 from tqcore.gpu.layout import LANES, DeviceRows
-from tqcore.gpu.product import search_bytes, takes
+from tqcore.gpu.product import fetch, search_bytes, takes
 from tqcore.gpu.quantizer import DeviceQuantizer
 from tqcore.gpu.search import settle
 
@@ -29,7 +29,7 @@ def _repeats(coder: DeviceQuantizer, rows: DeviceRows, nq: int, k: int) -> bool:
 
 
 class _Replay:
-    """One captured search: its inputs and outputs lie where the graph expects them."""
+    """One captured search: its kernels look up where queries and results lie, so that nothing is copied outside."""
 
     def __init__(
         self,
@@ -45,7 +45,9 @@ class _Replay:
         self._status = torch.empty(2, dtype=torch.int32, pin_memory=True)
         self._flags = self._status.numpy()
         self._flags[:] = len(q), 0
-        self._q = q.clone()
+        self._addresses = torch.zeros(3, dtype=torch.int64, pin_memory=True)
+        self._given = self._addresses.numpy()
+        self._q = torch.empty_like(q)
         self._graph = torch.cuda.CUDAGraph()
         tables = coder.layout.bytes
         if tables is None:
@@ -56,12 +58,9 @@ class _Replay:
             # Other threads may allocate meanwhile.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
+                fetch(self._addresses, self._q)
                 rotated, self._constants = coder.query(self._q, metric)
                 self._rotated = rotated.contiguous()
-                self._results = (
-                    torch.empty(len(q), k, device=q.device),
-                    torch.empty(len(q), k, dtype=torch.int64, device=q.device),
-                )
                 self._found = search_bytes(
                     coder.layout,
                     tables,
@@ -70,7 +69,7 @@ class _Replay:
                     self._constants,
                     k,
                     lengths,
-                    self._results,
+                    self._addresses,
                     self._status,
                 )
             finally:
@@ -78,11 +77,15 @@ class _Replay:
         torch.cuda.current_stream().wait_stream(stream)
 
     def __call__(self, q: torch.Tensor, stream: torch.cuda.Stream) -> tuple[torch.Tensor, torch.Tensor]:
+        nq, k = len(q), self._k
+        results = (
+            torch.empty((nq, k), dtype=torch.float32, device=q.device),
+            torch.empty((nq, k), dtype=torch.int64, device=q.device),
+        )
         with self._lock:
-            self._flags[:] = len(q), 0
-            self._q.copy_(q)
+            self._flags[:] = nq, 0
+            self._given[:] = q.data_ptr(), results[0].data_ptr(), results[1].data_ptr()
             self._graph.replay()
-            results = self._results[0].clone(), self._results[1].clone()
             stream.synchronize()
             settle(
                 self._coder.layout,
@@ -90,7 +93,7 @@ class _Replay:
                 self._rotated,
                 self._constants,
                 self._found,
-                self._k,
+                k,
                 self.lengths,
                 results,
                 self._status,

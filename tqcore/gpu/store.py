@@ -56,7 +56,7 @@ class DeviceStore:
         self._blocks = torch.zeros(0, units, LANES, UNIT, dtype=torch.int32, device=device)
         self._scalars = torch.zeros(quantizer.n_scalars, 0, device=device)
         self._measured, self._lengths = 0, (0.0, 0.0)
-        self._changed = torch.cuda.Event()
+        self._changed, self._passed = torch.cuda.Event(), torch.cuda.Event()
         self._described: DeviceRows | None = None
         self._replays = Replays()
 
@@ -81,6 +81,8 @@ class DeviceStore:
             raise ValueError(f"{name} must have the shape [n, {d}], got {tuple(x.shape)}")
         if x.device != self.device:
             raise ValueError(f"{name} must be on {self.device}, got a tensor on {x.device}")
+        if x.dtype is torch.float32 and x.is_contiguous() and not x.requires_grad:
+            return x
         return x.detach().float().contiguous()
 
     def _tensor(self, x: Any) -> torch.Tensor:
@@ -109,7 +111,23 @@ class DeviceStore:
             scalars = torch.zeros(len(self._scalars), capacity, device=self.device)
             scalars[:, : self._scalars.shape[1]] = self._scalars
             self._scalars = scalars
-            self._changed.record()
+            self._record()
+
+    def _record(self) -> None:
+        """Mark a change on torch's current stream, which searches on others wait for."""
+        changed = torch.cuda.Event()
+        changed.record()
+        self._changed = changed
+
+    def _wait(self, stream: torch.cuda.Stream | None = None) -> None:
+        """Let a stream wait for the last change, unless that is known to have passed."""
+        changed = self._changed
+        if self._passed is changed:
+            return
+        if changed.query():
+            self._passed = changed
+        else:
+            changed.wait(stream)
 
     def _changes(self) -> None:
         """Let go of what describes the rows as they were."""
@@ -140,7 +158,7 @@ class DeviceStore:
             pack_blocks(self._blocks, start, codes)
             self._scalars[:, start : start + len(codes)] = scalars.T
             self._measured = min(self._measured, start)
-            self._changed.record()
+            self._record()
 
     def move(self, holes: np.ndarray, movers: np.ndarray, n: int) -> None:
         """Move the rows `movers` into `holes`, int64 arrays, and keep the first `n`."""
@@ -150,7 +168,7 @@ class DeviceStore:
                 to, source = self._tensor(holes), self._tensor(movers)
                 self._blocks[to // LANES, :, to % LANES] = self._blocks[source // LANES, :, source % LANES]
                 self._scalars[:, to] = self._scalars[:, source]
-                self._changed.record()
+                self._record()
         self.n = n
         self._measured = min(self._measured, n)
 
@@ -161,7 +179,7 @@ class DeviceStore:
 
     def _at(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.cuda.device(self.device):
-            self._changed.wait()
+            self._wait()
             at = self._tensor(positions)
             return unpack_blocks(self._blocks, at, self._size), self._scalars[:, at].T.contiguous()
 
@@ -183,7 +201,7 @@ class DeviceStore:
         with torch.cuda.device(self.device):
             other._blocks.copy_(self._blocks[:blocks])
             other._scalars.copy_(self._scalars[:, : blocks * LANES])
-            other._changed.record()
+            other._record()
         other.n = self.n
         return other
 
@@ -191,7 +209,7 @@ class DeviceStore:
         self, queries: Any, k: int, metric: str, mask: np.ndarray | None, ids: torch.Tensor | None
     ) -> tuple[Any, Any]:
         """D float32 and I int64 [nq, k] of `tqcore.gpu.search.search`; `mask` is a bit set uint8 [ceil(n / 8)]."""
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device.index):
             q = self._tensor(queries)
             # Asked once, by number: torch takes longer to find the current device than to launch a kernel.
             stream = torch.cuda.current_stream(self.device.index)
@@ -215,7 +233,7 @@ class DeviceStore:
         self, mask: np.ndarray | None, ids: torch.Tensor | None, stream: torch.cuda.Stream | None = None
     ) -> DeviceRows:
         rows = self._described  # before the wait, which then covers what made it
-        self._changed.wait(stream)
+        self._wait(stream)
         if mask is not None or rows is None or rows.n != self.n or rows.ids is not ids:
             bits = None
             if mask is not None:
@@ -225,7 +243,7 @@ class DeviceStore:
             half_norm = 0.5 * self._scalars[-1] if self._metric_l2 else None
             rows = DeviceRows(self._blocks, self._scalars[0], half_norm, self.n, bits, ids)
             if mask is None:
-                self._changed.record()  # other streams read half the norms as well
+                self._record()  # other streams read half the norms as well
                 self._described = rows
         if self._measured < self.n:
             length, missed = longest(self._coder.layout, rows, self._measured)
