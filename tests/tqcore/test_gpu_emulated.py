@@ -268,10 +268,10 @@ def test_queries_and_results_at_addresses(metric: str, nq: int) -> None:
 
     expected, found, q = results(), results(), torch.zeros(nq, 40)
     addresses = torch.tensor([t.data_ptr() for t in (given, *found)])
-    fetch(addresses, q)
+    others = fetch(addresses, q)
     assert torch.equal(q, given)
     assert layout.bytes is not None
-    for out in (expected, addresses):
+    for out in (expected, others):
         search_bytes(layout, layout.bytes, rows, q, constants, 7, lengths, out, status)
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])

@@ -156,13 +156,16 @@ def _first_threshold(
     )
 
 
-def fetch(addresses: torch.Tensor, to: torch.Tensor) -> None:
+def fetch(addresses: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
     """Copy queries to float32 `to`, contiguous, from an address that is read when the kernel runs.
 
-    `addresses` is int64 [3] in pinned memory: of queries, and of distances and labels, where `finish` puts results.
+    `addresses` is int64 [3] in pinned memory: of queries, and of distances and labels. The last two are returned as
+    int64 [2] on the device, for `finish`.
     """
-    grid = min(_PROCESSORS, -(-to.numel() // 256))
-    _select("fetch")((grid,), (256,), (addresses, to.numel(), to))
+    others = torch.empty(2, dtype=torch.int64, device=to.device)
+    grid = min(32, -(-to.numel() // 512))
+    _select("fetch")((grid,), (512,), (addresses, to.numel(), to, others))
+    return others
 
 
 def finish(
@@ -177,7 +180,7 @@ def finish(
 ) -> None:
     """Exact scores of the candidates: the k best of them in order, or thresholds raised to the k-th.
 
-    `results` as a tensor are the addresses that `fetch` takes.
+    `results` as one tensor are the addresses that `fetch` returns.
     """
     room = found.rows.shape[1]
     warps = 8 if layout.words <= 512 else 2
@@ -339,7 +342,7 @@ def search_bytes(
 ) -> Found:
     """Put the k best rows of queries into `results`; queries marked in what is returned need another way.
 
-    Parameters are those of `tqcore.gpu.search.search`, but `results` may be the addresses that `fetch` takes.
+    Parameters are those of `tqcore.gpu.search.search`, but `results` may be the addresses that `fetch` returns.
     Nothing is waited for.
     """
     nq, device = len(q), q.device

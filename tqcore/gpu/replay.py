@@ -58,7 +58,7 @@ class _Replay:
             # Other threads may allocate meanwhile.
             self._graph.capture_begin(capture_error_mode="thread_local")
             try:
-                fetch(self._addresses, self._q)
+                results = fetch(self._addresses, self._q)
                 rotated, self._constants = coder.query(self._q, metric)
                 self._rotated = rotated.contiguous()
                 self._found = search_bytes(
@@ -69,7 +69,7 @@ class _Replay:
                     self._constants,
                     k,
                     lengths,
-                    self._addresses,
+                    results,
                     self._status,
                 )
             finally:

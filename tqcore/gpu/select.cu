@@ -107,21 +107,26 @@ extern "C" __global__ void score_found(Code code, Rows rows, const float* q, con
     }
 }
 
-// Copies `count` floats from the first of the addresses that a search was given, in the host's memory.
-extern "C" __global__ void fetch(const volatile i64* addresses, int count, float* to) {
-    const float* from = (const float*)addresses[0];
+// Copies `count` floats from the first of three addresses in the host's memory, and the other two addresses. Reads of that
+// memory go one after the other, so there is one a block.
+extern "C" __global__ void fetch(const volatile i64* addresses, int count, float* to, i64* others) {
+    __shared__ i64 first;
+    if (threadIdx.x == 0) first = addresses[0];
+    if (blockIdx.x == 0 && threadIdx.x >= 32 && threadIdx.x < 34) others[threadIdx.x - 32] = addresses[threadIdx.x - 31];
+    __syncthreads();
+    const float* from = (const float*)first;
     for (int k = blockIdx.x * blockDim.x + threadIdx.x; k < count; k += gridDim.x * blockDim.x) to[k] = from[k];
 }
 
 // Scores candidates exactly, unless `known` holds their scores already, and writes the k best of each query; or, where
 // there is a threshold, raises it to the k-th score and leaves the candidates that reach it. A block a query, `room` a
-// power of two. Queries with more candidates than room are marked in `overflow` and in status[1]. The second and third
-// of `addresses`, in the host's memory, stand for distances and labels if there are any.
+// power of two. Queries with more candidates than room are marked in `overflow` and in status[1]. `addresses` of
+// distances and labels stand for these if there are any.
 extern "C" __global__ void __launch_bounds__(1024) finish(Code code, Rows rows, const float* q, const double* constants,
                                                          const i64* ids, int* counts, int* found, const double* known,
                                                          int room, int k, float* distances, i64* labels,
                                                          float* threshold, u8* overflow, int* status,
-                                                         const volatile i64* addresses) {
+                                                         const i64* addresses) {
     extern __shared__ double scores[];
     i64* names = (i64*)(scores + room);
     double* own = (double*)(names + room);
@@ -179,7 +184,7 @@ extern "C" __global__ void __launch_bounds__(1024) finish(Code code, Rows rows, 
         }
         return;
     }
-    if (addresses) distances = (float*)addresses[1], labels = (i64*)addresses[2];
+    if (addresses) distances = (float*)addresses[0], labels = (i64*)addresses[1];
     for (int r = threadIdx.x; r < k; r += blockDim.x) {
         float value = rows.half_norm ? 3.402823466e38f : -3.402823466e38f;
         i64 name = -1;
