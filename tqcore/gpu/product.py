@@ -163,8 +163,8 @@ def fetch(addresses: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
     int64 [2] on the device, for `finish`.
     """
     others = torch.empty(2, dtype=torch.int64, device=to.device)
-    grid = min(32, -(-to.numel() // 512))
-    _select("fetch")((grid,), (512,), (addresses, to.numel(), to, others))
+    grid = min(8, -(-to.numel() // 1024))
+    _select("fetch")((grid,), (1024,), (addresses, to.numel(), to, others))
     return others
 
 
