@@ -78,14 +78,15 @@ class _Replay:
 
     def __call__(self, q: torch.Tensor, stream: torch.cuda.Stream) -> tuple[torch.Tensor, torch.Tensor]:
         nq, k = len(q), self._k
-        results = (
-            torch.empty((nq, k), dtype=torch.float32, device=q.device),
-            torch.empty((nq, k), dtype=torch.int64, device=q.device),
-        )
+        # Labels, then distances: one allocation, and the views are made while the device works.
+        both = torch.empty(nq * k + (nq * k + 1) // 2, dtype=torch.int64, device=q.device)
+        at = both.data_ptr()
         with self._lock:
             self._flags[:] = nq, 0
-            self._given[:] = q.data_ptr(), results[0].data_ptr(), results[1].data_ptr()
+            self._given[:] = q.data_ptr(), at + 8 * nq * k, at
             self._graph.replay()
+            distances = both[nq * k :].view(torch.float32)[: nq * k].view(nq, k)
+            results = distances, both[: nq * k].view(nq, k)
             stream.synchronize()
             settle(
                 self._coder.layout,
