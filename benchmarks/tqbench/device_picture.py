@@ -14,6 +14,7 @@ def write_device_picture(record: dict[str, Any], folder: str | Path, name: str) 
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     k, data = record["settings"]["k"], record["dataset"]
     done = [row for row in record["results"] if row["status"] == "ok"]
@@ -37,6 +38,9 @@ def write_device_picture(record: dict[str, Any], folder: str | Path, name: str) 
                         xytext=(4, -9),
                     )
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_xlabel(f"queries/s, {int(size):,} at a time")
         axis.set_ylabel(f"recall {k}@{k}")
         axis.grid(alpha=0.3)

@@ -358,4 +358,11 @@ def test_the_claims_page_is_made_of_its_record():
         assert kept[name]["settings"]["quick"] is (name == "quick")
     assert [record["counts"]["FAIL"] for record in kept.values()] == [0, 0, 0]
     assert kept["gpu"]["settings"]["device_name"] == "NVIDIA H200"
+    assert [step["name"] for step in kept["gpu"]["steps"]] == list(STEPS)
+    assert kept["gpu"]["counts"]["SKIP"] == 0
     assert verdicts(kept["cpu"])["prod has 4.96 times less bias than mse"] == "refined"
+
+
+def test_the_page_of_the_gpu_index_is_made_of_its_records():
+    root = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    assert tables_main([str(root / "gpu.md"), "--results", str(root), "--check"]) == 0
