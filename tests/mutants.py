@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
     "tqcore/packing.py": ["tqcore/test_packing.py"],
     "tqcore/reference/packing.py": ["tqcore/test_packing.py", "tqcore/test_reference.py"],
-    "tqcore/plan.py": ["tqcore/test_calibration.py", "tqann/test_plans.py"],
+    "tqcore/plan.py": ["tqcore/test_plan.py", "tqcore/test_calibration.py", "tqann/test_plans.py"],
     "tqann/format.py": ["tqann/test_io.py", "tqann/test_fuzz.py"],
     "tqann/io.py": [
         "tqann/test_io.py",

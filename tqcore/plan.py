@@ -224,6 +224,7 @@ class Plan:
                 or len(s) != 2
                 or type(s[0]) is not int
                 or s[0] < 8
+                or type(s[1]) not in (int, float)
                 or s[1] not in CHAIN_RATES
             ):
                 raise ValueError(f"plan.segments must hold [dims >= 8, rate], got {s!r}")
