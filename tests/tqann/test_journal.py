@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tqann.io
 from tqann import IndexFileError, TurboQuantIndex, read_index
 from tqann.io import from_bytes, to_bytes
 from tqann.journal import FRAME_HEADER, JOURNAL_HEADER, Frame, pack_frame, parse_frame
@@ -99,6 +100,36 @@ def test_a_file_cut_anywhere(history, tmp_path):
             index.sync(path)
             assert to_bytes(read_index(path)) == to_bytes(index)
             assert path.stat().st_size == index._attached.tail.end  # nothing of what was torn is left
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_file_that_was_read_is_appended_to(history, tmp_path, mmap):
+    path = tmp_path / "read.tqann"
+    for data, *_ in history:
+        path.write_bytes(data)
+        index = read_index(path, mmap=mmap)
+        index.add(np.ones((1, 8), np.float32))
+        index.sync(path)
+        assert path.read_bytes().startswith(data)
+        assert to_bytes(read_index(path)) == to_bytes(index)
+    path.write_bytes(history[0][1])  # without a journal there is nothing to append to
+    index = read_index(path, mmap=mmap)
+    index.sync(path)
+    assert to_bytes(read_index(path)) == history[0][1]
+    assert path.stat().st_size == history[0][2]
+
+
+def test_mapping_reads_values_only_where_a_journal_has_changed_them(history, tmp_path, monkeypatch):
+    looked = []
+    check = tqann.io._check_values
+    monkeypatch.setattr("tqann.io._check_values", lambda contents: (looked.append(1), check(contents)))
+    path = tmp_path / "mapped.tqann"
+    for number, (data, *_) in enumerate(history):
+        path.write_bytes(data)
+        read_index(path, mmap=True)
+        assert len(looked) == number  # that of no change is not looked at
+    read_index(path, mmap=True, verify=True)
+    assert len(looked) == len(history)
 
 
 @pytest.mark.parametrize("tail", [bytes(200), b"\xff" * 77, b"\x93TQFRM\r\n" * 40])

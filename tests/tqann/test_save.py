@@ -86,3 +86,16 @@ def test_short_writes_are_completed(index, path, monkeypatch):
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:100]))
     index.save(path)
     assert path.read_bytes() == to_bytes(index)
+
+
+def test_a_save_takes_a_file_from_the_syncs_and_leaves_others_alone(index, path, tmp_path, vectors):
+    index.sync(path)
+    file = path.stat().st_ino
+    index.save(tmp_path / "other.tqann")
+    index.add(vectors[:3])
+    index.sync(path)
+    assert path.stat().st_ino == file  # appended to: it is still the file of the last sync
+    index.save(path)
+    index.add(vectors[:2])
+    index.sync(path)
+    assert to_bytes(read_index(path)) == to_bytes(index)
