@@ -7,6 +7,7 @@ import json
 import pickle
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -271,6 +272,23 @@ def test_signed_data_with_false_ids(ids, vectors):
 def test_signed_data_with_false_scalars(index):
     index._vectors.storage.scalars[0, 3] = np.nan
     refused(to_bytes(index))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_signed_data_with_false_plans(value):
+    index = TurboQuantIndex(24, plan="calibrated")
+    index.add(
+        np.random.default_rng(2).standard_normal((300, 24), dtype=np.float32)
+        * 0.9 ** np.arange(24, dtype="f4")
+    )
+    for name in index.plan.arrays():
+        changed = index.copy()
+        damaged = {key: array.copy() for key, array in index.plan.arrays().items()}
+        damaged[name].flat[-1] = value
+        plan = replace(index.plan, **damaged)
+        changed._vectors.quantizer = changed.quantizer.with_plan(plan)
+        with pytest.raises(IndexFileError, match="plan must be finite"):
+            from_bytes(to_bytes(changed))
 
 
 def test_other_errors(index, path, tmp_path):
