@@ -82,6 +82,20 @@ def test_other_attention_gets_decoded_states(model, ids, options, implementation
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
+def test_values_with_a_mean(qwen3, ids, checked):
+    """A mean of the values, which a file may hold, is put back once for all packed tokens."""
+    qwen3.set_attn_implementation("turboquant")
+    cache = TurboQuantCache(qwen3.config, bits=3, recent_tokens=16)
+    logits(qwen3, ids[:, :100], cache, [100])
+    for number, layer in enumerate(cache.packed_layers):
+        generator = torch.Generator().manual_seed(number)
+        layer.value_store.codec.mean = torch.randn(2, 1, 64, generator=generator)
+    checked.clear()
+    logits(qwen3, ids[:, 100:], cache, [7, 1])
+    assert len(checked) == 2 * len(cache.packed_layers)
+    assert all(packed > 0 for packed, _ in checked)
+
+
 def test_packing_costs_little_and_something(qwen3, ids):
     """Packed logits are near the full-precision ones, nearer with more bits, and not equal to them."""
     qwen3.set_attn_implementation("turboquant")

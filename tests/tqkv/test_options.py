@@ -131,3 +131,20 @@ def test_unsupported_attention_arguments(qwen3):
     x = states(tokens=3)
     with pytest.raises(ValueError, match="softcap must be None"):
         turboquant_attention_forward(qwen3.model.layers[0].self_attn, x, x, x, None, softcap=30.0)
+
+
+def test_lengths_that_transformers_asks_for(qwen3):
+    for options, length in (({}, -1), ({"max_length": 220}, 220)):
+        cache = TurboQuantCache(qwen3.config, bits=4, **options)
+        assert {layer.get_max_length() for layer in cache.packed_layers} == {length}
+        assert {layer.get_max_cache_shape() for layer in cache.packed_layers} == {length}
+
+
+def test_an_empty_layer(qwen3):
+    cache = TurboQuantCache(qwen3.config, bits=4)
+    layer = cache.packed_layers[0]
+    layer.batch_select_indices(torch.tensor([0, 0]))
+    assert not layer.is_initialized
+    with pytest.raises(NotImplementedError, match="cannot be offloaded"):
+        layer.prefetch()
+    assert cache.effective_bits == 0
