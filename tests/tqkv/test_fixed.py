@@ -151,6 +151,10 @@ def test_rows(qwen3, ids):
     torch.testing.assert_close(layer.decoded()[0], before.flip(0))
 
 
+@pytest.mark.skipif(
+    tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 7),
+    reason="torch 2.6 does not compile models of transformers 5, whatever the cache",
+)
 def test_steps_of_a_compiled_model(qwen3, ids):
     """What a compiled model gives is what the model gives, and no step is compiled again for its length."""
     from torch._dynamo.testing import CompileCounter
