@@ -92,17 +92,23 @@ void Code::add_signs() {
     code_size += (d + 7) / 8;
 }
 
-void decode_nibbles(const ChainView& c, const uint8_t* nibbles, float* yhat) {
-    for (int i = 0; i < c.d; ++i) {
-        const float* t = c.tables + (size_t)(i % c.period) * c.memory * 16;
+template <int kMemory>
+static void decode_of(const ChainView& c, const uint8_t* nibbles, float* yhat) {
+    for (int i = 0, phase = 0; i < c.d; ++i) {
+        const float* t = c.tables + (size_t)phase * kMemory * 16;
+        if (++phase == c.period) phase = 0;
         int j = c.closes_at[i];
         float v = t[nibbles[j]];
-        for (int o = 1; o < c.memory; ++o) {
+        for (int o = 1; o < kMemory; ++o) {
             j = j == 0 ? c.n_nibbles - 1 : j - 1;
             v += t[16 * o + nibbles[j]];
         }
         yhat[i] = v;
     }
+}
+
+void decode_nibbles(const ChainView& c, const uint8_t* nibbles, float* yhat) {
+    (c.memory == 1 ? decode_of<1> : c.memory == 2 ? decode_of<2> : decode_of<3>)(c, nibbles, yhat);
 }
 
 static void decode_scalar(const ScalarView& c, const uint8_t* row, float* yhat) {

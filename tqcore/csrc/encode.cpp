@@ -99,13 +99,14 @@ void encode_row(const Code& code, const RotationView* rotation, const float* x, 
         *norm = k.normalize_row(x, code.d, y.data());
         k.rotate_row(rotation, y.data(), 0);
     }
-    std::vector<uint8_t> nibbles, back;
+    std::vector<uint8_t> nibbles;
     for (size_t p = 0; p < code.parts.size(); ++p) {
         const ChainView& c = code.parts[p].chain->view();
         const float* part = y.data() + code.parts[p].first;
         nibbles.assign((size_t)c.n_nibbles + 1, 0);
-        back.resize((size_t)kLanes * (size_t)(c.n_nibbles > 32 ? c.n_nibbles : 32));
-        k.chain_encode_row(&c, part, nibbles.data(), back.data());
+        const std::unique_ptr<uint8_t[]> back(new uint8_t[(size_t)kLanes * (size_t)std::max(c.n_nibbles, 32)]);
+        for (int i = 0; i < c.d; ++i) yhat[(size_t)i] = std::max(-6.0f, std::min(6.0f, part[i]));
+        k.chain_encode_row(&c, yhat.data(), nibbles.data(), back.get());
         for (int j = 0; j < c.n_nibbles; j += 2)
             codes[code.parts[p].byte + j / 2] = (uint8_t)(nibbles[(size_t)j] | nibbles[(size_t)j + 1] << 4);
         decode_nibbles(c, nibbles.data(), yhat.data());

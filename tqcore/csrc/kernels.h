@@ -59,7 +59,7 @@ struct Kernels {
     size_t (*chain_scratch)(const ChainView*);
     // y [d][16] -> nibbles [n_nibbles][16]
     void (*chain_encode)(const ChainView*, const float* y, uint8_t* nibbles, void* scratch);
-    // One row: y [d] from x, returning the norm; y -> nibbles [n_nibbles] for memory 2, back [16 * max(n_nibbles, 32)].
+    // One row: y [d] from x, returning the norm; y within +-6 -> nibbles [n_nibbles] for memory 2, back [16 * max(n_nibbles, 32)].
     double (*normalize_row)(const float* x, int d, float* y);
     void (*chain_encode_row)(const ChainView*, const float* y, uint8_t* nibbles, uint8_t* back);
     // nibbles -> yhat [d][16]

@@ -4,66 +4,79 @@
 
 namespace tq::TQ_LEVEL {
 
+double dot(const float*, const float*, int);
+
 constexpr int kWarm = 16;
 constexpr int32_t kForbidden = 1 << 29;
 
 double normalize_row(const float* x, int d, float* y) {
-    vdouble sum = {};
-    int i = 0;
-    for (; i + 8 <= d; i += 8) {
-        vfloat8 v;
-        memcpy(&v, x + i, 32);
-        const vdouble w = __builtin_convertvector(v, vdouble);
-        sum += w * w;
-    }
-    double s[8];
-    memcpy(s, &sum, 64);
-    for (int l = 0; i + l < d; ++l) s[l] += (double)x[i + l] * (double)x[i + l];
-    for (int h = 4; h >= 1; h /= 2)
-        for (int l = 0; l < h; ++l) s[l] += s[l + h];
-    const double norm = __builtin_sqrt(s[0]), g = norm > 0.0 ? __builtin_sqrt((double)d) / norm : 0.0;
+    const double norm = __builtin_sqrt(dot(x, x, d)), g = norm > 0.0 ? __builtin_sqrt((double)d) / norm : 0.0;
     for (int k = 0; k < d; ++k) y[k] = (float)((double)x[k] * g);
     return norm;
 }
 
 constexpr int kRegisters = kLanes / kWide;  // that the sixteen values of a nibble fill
 
-// U_o of nibble j for all sixteen values.
-static inline void unary_metric(const ChainView* c, const float* y, int j, int offset, wint* u) {
-    wfloat acc[kRegisters] = {};
+// U_0 and U_1 of nibble j for all sixteen values.
+static inline void unary_metrics(const ChainView* c, const float* y, int j, wint* u0, wint* u1) {
+    wfloat acc[2 * kRegisters] = {};
     const int begin = c->first_closing[j], end = c->first_closing[j + 1];
-    int phase = (unsigned)begin % (unsigned)c->period;
+    int phase = c->period == 1 ? 0 : (int)((unsigned)begin % (unsigned)c->period);
     for (int i = begin; i < end; ++i) {
-        const float v = y[i] > 6.0f ? 6.0f : y[i] < -6.0f ? -6.0f : y[i];
-        const float* t = c->metric_tables + ((ptrdiff_t)phase * c->memory + offset) * 16;
-        for (int r = 0; r < kRegisters; ++r) acc[r] += v * load_wide(t + r * kWide);
+        const float* t = c->metric_tables + (ptrdiff_t)phase * 32;
+#pragma GCC unroll 8
+        for (int r = 0; r < 2 * kRegisters; ++r) acc[r] += y[i] * load_wide(t + r * kWide);
         if (++phase == c->period) phase = 0;
     }
-    for (int r = 0; r < kRegisters; ++r) u[r] = nearest_wide(acc[r]) << 4;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRegisters; ++r) {
+        u0[r] = nearest_wide(acc[r]) << 4;
+        u1[r] = nearest_wide(acc[kRegisters + r]) << 4;
+    }
+}
+
+// Values n to n + 3 of sixteen, n a multiple of 4, each in all lanes of a register.
+static inline void broadcast_four(const wint* values, int n, wint* out) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // Shuffles inside halves; compilers choose permutations across them, which take several cycles each.
+    const __m256i v = (__m256i)values[n / kWide];
+    const __m256i four = n % kWide ? _mm256_permute2x128_si256(v, v, 0x11) : _mm256_permute2x128_si256(v, v, 0x00);
+    out[0] = (wint)_mm256_shuffle_epi32(four, 0x00);
+    out[1] = (wint)_mm256_shuffle_epi32(four, 0x55);
+    out[2] = (wint)_mm256_shuffle_epi32(four, 0xAA);
+    out[3] = (wint)_mm256_shuffle_epi32(four, 0xFF);
+#else
+    for (int k = 0; k < 4; ++k) out[k] = wint{} + values[(n + k) / kWide][(n + k) % kWide];
+#endif
 }
 
 static inline void step(const ChainView* c, const float* y, int j, wint* cost, uint8_t* back) {
     alignas(64) static const int32_t state[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    alignas(64) int32_t w[16];
-    wint u[kRegisters];
-    unary_metric(c, y, j, 1, u);
-    for (int r = 0; r < kRegisters; ++r) store_wide(w + r * kWide, (cost[r] + u[r]) | load_wide(state + r * kWide));
-    unary_metric(c, y, j, 0, u);
+    wint u0[kRegisters], u1[kRegisters], w[kRegisters], best[4 * kRegisters];
+    unary_metrics(c, y, j, u0, u1);
+    for (int r = 0; r < kRegisters; ++r) w[r] = (cost[r] + u1[r]) | load_wide(state + r * kWide);
     const int32_t* a = c->transposed_metrics + c->pair_metric[j];
-    for (int r = 0; r < kRegisters; ++r) {
-        wint best[4];
 #pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) best[k] = load_wide(a + 16 * k + r * kWide) + w[k];
-#pragma GCC unroll 3
-        for (int n = 4; n < 16; n += 4)
+    for (int n = 0; n < 16; n += 4) {
+        wint last[4];
+        broadcast_four(w, n, last);
 #pragma GCC unroll 4
-            for (int k = 0; k < 4; ++k)
-                best[k] = smaller_wide(best[k], load_wide(a + 16 * (n + k) + r * kWide) + w[n + k]);
-        const wint least = smaller_wide(smaller_wide(best[0], best[1]), smaller_wide(best[2], best[3]));
-        store_wide(back + r * kWide, low_bytes_wide(least & 15));
-        cost[r] = (least & ~15) + u[r];
+        for (int k = 0; k < 4; ++k)
+#pragma GCC unroll 4
+            for (int r = 0; r < kRegisters; ++r) {
+                const wint sum = load_wide(a + 16 * (n + k) + r * kWide) + last[k];
+                wint& least = best[k * kRegisters + r];
+                least = n == 0 ? sum : smaller_wide(least, sum);
+            }
     }
-    const int32_t origin = cost[0][0];
+    for (int r = 0; r < kRegisters; ++r) {
+        const wint* of = best + r;
+        const wint least = smaller_wide(smaller_wide(of[0], of[kRegisters]),
+                                        smaller_wide(of[2 * kRegisters], of[3 * kRegisters]));
+        store_wide(back + r * kWide, low_bytes_wide(least & 15));
+        cost[r] = (least & ~15) + u0[r];
+    }
+    const wint origin = wint{} + cost[0][0];
     for (int r = 0; r < kRegisters; ++r) cost[r] -= origin;
 }
 

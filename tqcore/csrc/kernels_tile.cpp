@@ -120,6 +120,17 @@ static void hadamard_row(float* y, int p, float c) {
         }
         h = kWide;
     }
+    for (; h >= kWide && 4 * h <= p; h *= 4)  // two rounds in one pass
+        for (int i = 0; i < p; i += 4 * h)
+            for (float *at = y + i, *end = at + h; at < end; at += kWide) {
+                const wfloat a = load_wide(at), b = load_wide(at + h);
+                const wfloat e = load_wide(at + 2 * h), f = load_wide(at + 3 * h);
+                const wfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
+                store_wide(at, a1 + e1);
+                store_wide(at + h, b1 + f1);
+                store_wide(at + 2 * h, a1 - e1);
+                store_wide(at + 3 * h, b1 - f1);
+            }
     for (; h < p; h *= 2)
         for (int i = 0; i < p; i += 2 * h)
             for (int k = i; k < i + h; k += h < kWide ? 1 : kWide) {
@@ -198,16 +209,21 @@ void dot_tile(const float* y, const float* yhat, int d, double* dots) {
 }
 
 double dot(const float* q, const float* yhat, int d) {
-    vdouble sum = {};
+    constexpr int kDoubles = kWide / 2;  // of a register
+    typedef float vfloats __attribute__((vector_size(4 * kDoubles)));
+    typedef double vdoubles __attribute__((vector_size(8 * kDoubles)));
+    vdoubles sum[8 / kDoubles] = {};
     int i = 0;
-    for (; i + 8 <= d; i += 8) {
-        vfloat8 a, b;
-        memcpy(&a, q + i, 32);
-        memcpy(&b, yhat + i, 32);
-        sum += __builtin_convertvector(a, vdouble) * __builtin_convertvector(b, vdouble);
-    }
+    for (; i + 8 <= d; i += 8)
+#pragma GCC unroll 4
+        for (int r = 0; r < 8 / kDoubles; ++r) {
+            vfloats a, b;
+            memcpy(&a, q + i + r * kDoubles, sizeof(a));
+            memcpy(&b, yhat + i + r * kDoubles, sizeof(b));
+            sum[r] += __builtin_convertvector(a, vdoubles) * __builtin_convertvector(b, vdoubles);
+        }
     double s[8];
-    memcpy(s, &sum, 64);
+    memcpy(s, sum, 64);
     for (int l = 0; i + l < d; ++l) s[l] += (double)q[i + l] * (double)yhat[i + l];
     for (int h = 4; h >= 1; h /= 2)
         for (int l = 0; l < h; ++l) s[l] += s[l + h];
