@@ -21,7 +21,6 @@ __all__ = [
 ]
 
 _FLOATS = (np.float16, np.float32, np.float64)
-_LARGEST = float(np.finfo(np.float32).max)
 _INT64_MAX = np.iinfo(np.int64).max
 
 
@@ -109,9 +108,8 @@ def check_vectors(x: Any, name: str, d: int) -> np.ndarray:
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             vectors = np.ascontiguousarray(array, dtype=np.float32)
     # One pass finds NaN, infinities and overflow: any of them takes the squared norm out of float32.
-    fits = _core.squared_norms(vectors) <= _LARGEST
-    if not fits.all():
-        row = int(np.argmin(fits))
+    row = _core.first_unfit(vectors)
+    if row >= 0:
         raise ValueError(
             f"{name} must be finite with squared norms within float32, but row {row} {_fault(array[row])}"
         )

@@ -97,6 +97,10 @@ class Quantizer:
         self.layers: Layers | None = None
         self.plan = self._checked_plan(plan)
         self.core, self._encoder = self._build()
+        # Signs of the rotation, where the core normalizes, rotates and encodes rows in one go.
+        self._signs: np.ndarray | None = None
+        if isinstance(self._rotation, HadamardRotation) and self._prod is None and self.layers is None:
+            self._signs = self._rotation.signs
         self.code_size: int = self.core.code_size
         self.n_scalars = (2 if code == "prod" else 1) + self.store_norm
 
@@ -273,15 +277,25 @@ class Quantizer:
             If a scalar does not fit float32.
         """
         x = np.ascontiguousarray(x, dtype=np.float32)
-        codes = np.empty((len(x), self.code_size), np.uint8)
-        scalars = np.empty((len(x), self.n_scalars), np.float32)
-        for part in self._chunks(len(x)):
-            with np.errstate(over="ignore"):
-                codes[part], scalars[part] = self._encode_chunk(x[part], threads)
-        if not np.isfinite(scalars).all():
+        if self._signs is not None and self.plan is None:
+            codes, scalars, finite = self._encode_scaled(self._signs, x, threads)
+        else:
+            codes = np.empty((len(x), self.code_size), np.uint8)
+            scalars = np.empty((len(x), self.n_scalars), np.float32)
+            for part in self._chunks(len(x)):
+                with np.errstate(over="ignore"):
+                    codes[part], scalars[part] = self._encode_chunk(x[part], threads)
+            finite = np.isfinite(scalars).all()
+        if not finite:
             row = int(np.flatnonzero(~np.isfinite(scalars).all(axis=1))[0])
             raise ValueError(f"x must have squared norms within float32's range, got row {row} beyond it")
         return codes, scalars
+
+    def _encode_scaled(
+        self, signs: np.ndarray, x: np.ndarray, threads: int
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        unit, unbiased = self.normalize and self.plan is None, self.scale == "unbiased"
+        return _core.encode_scaled(self._encoder, x, signs, unit, unbiased, self.store_norm, threads)
 
     def _chunks(self, n: int) -> list[slice]:
         rows = max(256, _CHUNK_BYTES // (4 * self.d))
@@ -292,18 +306,14 @@ class Quantizer:
             x = self.normalized(x) - self.plan.mean
             if not self.plan.centres_only:
                 return self._planned_chunk(self.plan, x, threads)
-        signs = self._rotation.signs if isinstance(self._rotation, HadamardRotation) else None
-        if self._prod is None and self.layers is None and signs is not None:
-            codes, dots, norms = _core.encode(self._encoder, x, signs, threads)
-            dots = dots[:, 0]
-        else:
-            y, norms = _core.normalize(x, threads)
-            y = self._rotation.rotate(y)
-            if self._prod is not None:
-                return self._prod_scalars(self._prod, y, norms)
-            codes, dots = self._encode_rotated(y, threads)
-        if self.plan is None:
-            norms = self._taken(norms)
+        if self._signs is not None:
+            return self._encode_scaled(self._signs, x, threads)[:2]
+        y, norms = _core.normalize(x, threads)
+        y = self._rotation.rotate(y)
+        if self._prod is not None:
+            return self._prod_scalars(self._prod, y, norms)
+        codes, dots = self._encode_rotated(y, threads)
+        norms = self._taken(norms)
         root = math.sqrt(self.d)
         scale = norms / root
         if self.scale == "unbiased":

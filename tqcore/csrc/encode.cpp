@@ -1,6 +1,8 @@
 #include "encode.h"
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <cstring>
 
 #include "parallel.h"
@@ -21,6 +23,8 @@ private:
 
 constexpr int64_t kTilesPerTask = 4;
 constexpr int64_t kRowwise = 8;      // fewer rows than this do not fill a tile well
+
+int64_t rows_at_once(int d) { return std::max<int64_t>(1, (1 << 18) / d); }  // of a task that reads each once
 
 // Runs f(first row, rows, scratch) over tiles of sixteen rows.
 template <class F>
@@ -125,9 +129,21 @@ void normalize_rows(const float* x, int64_t n, int d, float* y, double* norms, i
     });
 }
 
+int64_t first_unfit(const float* x, int64_t n, int d, int threads) {
+    const int64_t rows = rows_at_once(d);
+    std::atomic<int64_t> first{n};
+    parallel_for((n + rows - 1) / rows, threads, [&](int64_t task) {
+        for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i) {
+            if (kernels()->dot(x + i * d, x + i * d, d) <= (double)FLT_MAX) continue;
+            for (int64_t found = first; i < found && !first.compare_exchange_weak(found, i);) {}
+            return;
+        }
+    });
+    return first < n ? first.load() : -1;
+}
+
 void row_dots(const float* x, const float* y, int64_t n, int d, double* out, int threads) {
-    constexpr int64_t kAtOnce = 1 << 18;  // floats a task
-    const int64_t rows = std::max<int64_t>(1, kAtOnce / d);
+    const int64_t rows = rows_at_once(d);
     parallel_for((n + rows - 1) / rows, threads, [&](int64_t task) {
         for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i)
             out[i] = kernels()->dot(x + i * d, y + i * d, d);
@@ -186,6 +202,22 @@ void encode_rows(const Code& code, const RotationView* rotation, const float* x,
                   encode_tile(code, tile, rows, codes + first * code.code_size, dots + first * n_dots, n_dots, yhat,
                               nibbles, nibbles + nibble_bytes);
               });
+}
+
+bool scalars_of(const Scalars& kind, int d, const double* norms, const double* dots, int n_dots, int64_t n,
+                float* scalars) {
+    const double root = std::sqrt((double)d);
+    bool finite = true;
+    const auto put = [&](double value) {
+        *scalars = (float)value;
+        finite &= std::isfinite(*scalars++);
+    };
+    for (int64_t i = 0; i < n; ++i) {
+        const double norm = kind.unit ? (double)(norms[i] > 0) : norms[i], dot = dots[i * n_dots];
+        put(kind.unbiased && dot > 0 ? norm * root / dot : norm / root);
+        if (kind.store_norm) put(norm * norm);
+    }
+    return finite;
 }
 
 void decode_rows(const Code& code, const uint8_t* codes, int64_t n, float* yhat, int threads) {

@@ -99,13 +99,9 @@ nb::tuple normalize(const In<float, 2>& x, int threads) {
     return nb::make_tuple(y.take(), norms.take());
 }
 
-auto squared_norms(const In<float, 2>& x, int threads) {
-    Array<double> out({x.shape(0)});
-    {
-        nb::gil_scoped_release release;
-        tq::row_dots(x.data(), x.data(), x.shape(0), (int)x.shape(1), out.data, threads_or_default(threads));
-    }
-    return out.take();
+int64_t first_unfit(const In<float, 2>& x, int threads) {
+    nb::gil_scoped_release release;
+    return tq::first_unfit(x.data(), x.shape(0), (int)x.shape(1), threads_or_default(threads));
 }
 
 auto row_dots(const In<float, 2>& x, const In<float, 2>& y, int threads) {
@@ -167,6 +163,26 @@ auto decode(const tq::Code& code, const In<uint8_t, 2>& codes, int threads) {
         nb::gil_scoped_release release;
         tq::decode_rows(code, codes.data(), codes.shape(0), y.data, threads_or_default(threads));
     }
+// The same with scalars in the place of dots and norms, and whether all of them are finite.
+nb::tuple encode_scaled(const tq::Code& code, const In<float, 2>& x, const In<float, 3>& signs, bool unit,
+                        bool unbiased, bool store_norm, int threads) {
+    const tq::RotationView r = rotation_view(signs);
+    check((int)x.shape(1) == code.d && r.d == code.d, "x and signs: last axes must equal the code's d");
+    check(!code.signs, "sign bits are not encoded here");
+    const size_t n = x.shape(0), n_dots = code.parts.size() > 1 ? code.parts.size() : 1;
+    Array<uint8_t> codes({n, (size_t)code.code_size});
+    Array<float> scalars({n, store_norm ? size_t(2) : size_t(1)});
+    bool finite;
+    {
+        nb::gil_scoped_release release;
+        std::vector<double> dots(n * n_dots), norms(n);
+        tq::encode_rows(code, &r, x.data(), n, codes.data, dots.data(), norms.data(), threads_or_default(threads));
+        finite = tq::scalars_of({unit, unbiased, store_norm}, code.d, norms.data(), dots.data(), (int)n_dots, n,
+                                scalars.data);
+    }
+    return nb::make_tuple(codes.take(), scalars.take(), finite);
+}
+
     return y.take();
 }
 
@@ -389,7 +405,7 @@ NB_MODULE(_core, m) {
     m.def("sign_code", [](int d) { return with_signs(tq::Code(), d); }, "d"_a);
     m.def("with_signs", [](const tq::Code& c) { return with_signs(c, c.d); }, "code"_a);
     m.def("normalize", &normalize, "x"_a, "threads"_a = 0);
-    m.def("squared_norms", &squared_norms, "x"_a, "threads"_a = 0);
+    m.def("first_unfit", &first_unfit, "x"_a, "threads"_a = 0);
     m.def("row_dots", &row_dots, "x"_a, "y"_a, "threads"_a = 0);
     m.def("hadamard_rotate", &hadamard_rotate, "y"_a, "signs"_a, "inverse"_a = false, "threads"_a = 0);
     m.def("project", &project, "x"_a, "matrix"_a, "threads"_a = 0);
@@ -407,3 +423,5 @@ NB_MODULE(_core, m) {
     m.def("set_simd", [](const std::string& name) { return tq::set_simd(name.c_str()) != 0; }, "name"_a);
     m.def("default_threads", &tq::default_threads);
 }
+    m.def("encode_scaled", &encode_scaled, "code"_a, "x"_a, "signs"_a, "unit"_a, "unbiased"_a, "store_norm"_a,
+          "threads"_a = 0);
