@@ -106,7 +106,8 @@ class Guard:
                 self._writer = None
                 self._changes += 1
                 self._owed = self._asking
-                self._free.notify_all()
+                if self._waiting or self._asking:
+                    self._free.notify_all()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -199,6 +200,13 @@ def _changing(cls: type, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def change(self: Any, *args: Any, **kwargs: Any) -> Any:
         others = [value for value in (*args, *kwargs.values()) if isinstance(value, cls)]
+        if not others:
+            guard = guard_of(self)
+            guard.start_changing()
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                guard.stop_changing()
         # One order for all threads, so that two that merge crosswise do not wait for each other.
         guards = sorted({guard_of(index) for index in (self, *others)}, key=id)
         with ExitStack() as held:
