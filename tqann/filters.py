@@ -86,8 +86,7 @@ def find_positions(selector: Any, id_map: IdMap, name: str) -> np.ndarray:
     if not _is_selector(selector):
         array = _ids_or_mask(selector, name)
         if array.dtype != bool:
-            positions = id_map.find(array)
-            return np.unique(positions[positions >= 0])
+            return id_map.present(array)
     return np.flatnonzero(select(selector, id_map, name))
 
 

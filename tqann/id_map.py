@@ -60,11 +60,13 @@ class IdMap:
         """Return the position of each of `ids` (int64 [m]), -1 where it is not present."""
         if self._ids is None:
             return np.where((ids >= 0) & (ids < self.n), ids, -1)
-        if self._positions is None:
-            positions = _core.Int64Map()
-            positions.set(self._ids[: self.n], np.arange(self.n, dtype=np.int64))
-            self._positions = positions
-        return self._positions.get(ids)
+        return self._reverse(self._ids).find(self._ids[: self.n], ids)
+
+    def present(self, ids: np.ndarray) -> np.ndarray:
+        """Return the positions of those of `ids` (int64 [m]) that are present, increasing and none twice."""
+        if self._ids is None:
+            return np.unique(ids[(ids >= 0) & (ids < self.n)])
+        return self._reverse(self._ids).present(self._ids[: self.n], ids)
 
     def fresh(self, count: int) -> np.ndarray | None:
         """Return the next `count` automatic ids, None where they are the next positions; assigns nothing."""
@@ -87,26 +89,27 @@ class IdMap:
     def append(self, count: int, ids: np.ndarray | None) -> None:
         """Give the next `count` positions `ids` (checked int64 [count]), or, for None, their positions."""
         start, stop = self.n, self.n + count
-        positions = np.arange(start, stop, dtype=np.int64)
-        if ids is None:
-            ids = positions
-        if self._ids is not None or not np.array_equal(ids, positions):
-            self._owned(stop)[start:stop] = ids
-            if self._positions is not None:
-                self._positions.set(ids, positions)
+        if ids is not None or self._ids is not None:
+            positions = np.arange(start, stop, dtype=np.int64)
+            ids = positions if ids is None else ids
+            if self._ids is not None or not np.array_equal(ids, positions):
+                self._owned(stop)[start:stop] = ids
+                if self._positions is not None:
+                    self._positions.set(ids, positions)
         self.n = stop
         if count:
-            self.next_id = max(self.next_id, int(ids.max()) + 1)
+            self.next_id = max(self.next_id, stop if ids is None else int(ids.max()) + 1)
 
     def remove(self, positions: np.ndarray, holes: np.ndarray, movers: np.ndarray) -> None:
         """Remove the ids at `positions` and move those at `movers` to `holes` (`storage.removal_moves`)."""
         left = self.n - len(positions)
         if self._ids is not None or len(holes):
+            if self._ids is None:
+                self._positions = _core.Int64Map()  # so far every id is its position
             ids = self._owned(self.n)
             moved = ids[movers]
             if self._positions is not None:
-                for gone in ids[positions].tolist():
-                    self._positions.erase(gone)
+                self._positions.erase(ids[positions])
                 self._positions.set(moved, holes)
             ids[holes] = moved
             if len(ids) > 1024 and left < len(ids) // 2:
@@ -118,6 +121,13 @@ class IdMap:
     def copy(self) -> IdMap:
         """Return an independent map."""
         return IdMap(self.n, None if self._ids is None else self._ids[: self.n].copy(), self.next_id)
+
+    def _reverse(self, ids: np.ndarray) -> _core.Int64Map:
+        if self._positions is None:
+            self._positions = _core.Int64Map()
+            moved = np.flatnonzero(ids[: self.n] != np.arange(self.n))
+            self._positions.set(ids[moved], moved)
+        return self._positions
 
     def _owned(self, needed: int) -> np.ndarray:
         """The stored ids, made or copied where they must be, with room for `needed`."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tqcore.packing import blocks_for, pack_rows, unpack_rows
+from tqcore import _core
+from tqcore.packing import blocks_for, move_rows, pack_rows, unpack_rows
 
 __all__ = ["Changes", "CodeStorage", "grown", "removal_moves"]
 
@@ -27,11 +28,7 @@ def grown(capacity: int, needed: int) -> int:
 
 def removal_moves(n: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (holes, movers): the gaps that sorted unique `positions` leave, and the rows to fill them."""
-    left = n - len(positions)
-    split = int(np.searchsorted(positions, left))
-    stays = np.ones(n - left, dtype=bool)
-    stays[positions[split:] - left] = False
-    return positions[:split], np.flatnonzero(stays) + left
+    return _core.removal_moves(n, positions)
 
 
 class Changes:
@@ -159,9 +156,7 @@ class CodeStorage:
         if self._rows is not None:
             self._own(self.n)
         if len(holes):
-            moved = self._blocks[movers // _BLOCK, :, movers % _BLOCK]
-            self._blocks[holes // _BLOCK, :, holes % _BLOCK] = moved
-            self._scalars[:, holes] = self._scalars[:, movers]
+            move_rows(self._blocks, self._scalars, movers, holes)
         self.n = n
         capacity = self._scalars.shape[1]
         if capacity > 1024 and n < capacity // 2:

@@ -11,7 +11,7 @@ import numpy as np
 from tqcore import _core
 from tqcore.config import BLOCK_ROWS
 
-__all__ = ["blocks_for", "pack_rows", "unpack_rows"]
+__all__ = ["blocks_for", "move_rows", "pack_rows", "unpack_rows"]
 
 
 def blocks_for(n: int, code_size: int) -> tuple[int, int, int]:
@@ -22,6 +22,11 @@ def blocks_for(n: int, code_size: int) -> tuple[int, int, int]:
 def pack_rows(blocks: np.ndarray, start: int, codes: np.ndarray) -> None:
     """Write uint8 codes [m, code_size] into rows ``start`` to ``start + m - 1`` of `blocks`, in place."""
     _core.pack_rows(blocks, start, np.ascontiguousarray(codes))
+
+
+def move_rows(blocks: np.ndarray, scalars: np.ndarray, rows: np.ndarray, to: np.ndarray) -> None:
+    """Copy rows int64 [m] of `blocks`, and of `scalars` float32 [s, capacity], to rows `to`, none of them in `rows`."""
+    _core.move_rows(blocks, scalars, rows, to)
 
 
 def unpack_rows(blocks: np.ndarray, positions: np.ndarray | slice, code_size: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tqann import TurboQuantIndex
+from tqann.id_map import IdMap
 from tqann.storage import CodeStorage, grown, removal_moves
 
 
@@ -101,6 +102,44 @@ def test_removing_one_at_a_time_moves_one_row_each(monkeypatch):
         assert index.remove_ids([i]) == 1
     assert max(moved) == 1
     assert sorted(index.ids) == list(range(1500, 2000))
+
+
+def test_ids_at_their_own_positions_need_no_map():
+    index = TurboQuantIndex(16, 4, "ip")
+    index.add(np.random.default_rng(0).standard_normal((5000, 16)).astype(np.float32))
+    index.remove_ids(np.arange(10))
+    assert index.nbytes() <= bound(index, id_bytes=8) * index.ntotal
+    assert index.copy().remove_ids([4999]) == 1
+
+
+def test_an_id_map_agrees_with_a_dictionary():
+    rng = np.random.default_rng(1)
+    for own in (False, True):
+        ids, rows = IdMap(), []
+        for step in range(300):
+            if not rows or rng.random() < 0.5:
+                count = int(rng.integers(1, 9))
+                new = np.array(
+                    ids.fresh(count) if ids.fresh(count) is not None else len(rows) + np.arange(count)
+                )
+                if own and step % 3 == 0:
+                    new = new[::-1] + int(rng.integers(0, 5))
+                ids.append(count, new)
+                rows += new.tolist()
+            else:
+                wanted = rng.integers(-2, ids.next_id + 2, rng.integers(1, 9))
+                positions = ids.present(wanted)
+                assert positions.tolist() == sorted({rows.index(i) for i in wanted.tolist() if i in rows})
+                if len(positions):
+                    holes, movers = removal_moves(ids.n, positions)
+                    ids.remove(positions, holes, movers)
+                    for hole, mover in zip(holes.tolist(), movers.tolist(), strict=True):
+                        rows[hole] = rows[mover]
+                    del rows[ids.n :]
+            ids = ids.copy() if step % 50 == 49 else ids
+            known = np.arange(ids.next_id + 2)
+            at = {name: row for row, name in enumerate(rows)}
+            assert ids.find(known).tolist() == [at.get(i, -1) for i in known.tolist()]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tqcore.packing import blocks_for, pack_rows, unpack_rows
+from tqcore import _core
+from tqcore.packing import blocks_for, move_rows, pack_rows, unpack_rows
 from tqcore.reference import packing as reference
 
 
@@ -38,3 +39,23 @@ def test_rows_are_replaced():
         reference.pack_rows(expected, 0, rows)
     np.testing.assert_array_equal(blocks, expected)
     np.testing.assert_array_equal(reference.unpack_rows(expected, slice(3, 19), 7), second[3:19])
+
+
+def test_rows_move_with_their_scalars():
+    codes = np.random.default_rng(2).integers(0, 256, (40, 13), dtype=np.uint8)
+    blocks, scalars = np.zeros(blocks_for(40, 13), np.uint32), np.arange(80, dtype=np.float32).reshape(2, 40)
+    pack_rows(blocks, 0, codes)
+    rows, to = np.array([39, 16, 31]), np.array([0, 3, 17])
+    move_rows(blocks, scalars, rows, to)
+    codes[to] = codes[rows]
+    np.testing.assert_array_equal(unpack_rows(blocks, slice(0, 40), 13), codes)
+    np.testing.assert_array_equal(scalars[:, to], [[39, 16, 31], [79, 56, 71]])
+    for wrong in ([-1, 0, 1], [0, 1, 40], [0, 1]):
+        with pytest.raises(ValueError, match="rows"):
+            move_rows(blocks, scalars, rows, np.array(wrong))
+
+
+def test_moves_of_a_removal_are_of_increasing_rows():
+    for wrong in ([3, 3], [4, 2], [-1], [10]):
+        with pytest.raises(ValueError, match="positions"):
+            _core.removal_moves(10, np.array(wrong))

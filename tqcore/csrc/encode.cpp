@@ -248,4 +248,10 @@ void unpack_row(const uint32_t* blocks, int words, int64_t row, uint8_t* code, i
         std::memcpy(code + 4 * w, in + (ptrdiff_t)w * kLanes, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
 }
 
+void move_row(const uint32_t* from, int64_t row, uint32_t* to, int64_t at, int words) {
+    from += (row / kLanes) * words * kLanes + row % kLanes;
+    to += (at / kLanes) * words * kLanes + at % kLanes;
+    for (ptrdiff_t w = 0; w < words; ++w) to[w * kLanes] = from[w * kLanes];
+}
+
 }  // namespace tq

@@ -48,7 +48,6 @@ public:
             if (s.key != kMissing) slots_[find(s.key)] = s;
     }
 
-    void clear() { slots_.clear(); slots_.shrink_to_fit(); size_ = 0; }
     size_t size() const { return size_; }
     size_t bytes() const { return slots_.capacity() * sizeof(Slot); }
 

@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -41,6 +42,12 @@ struct Array {
     std::vector<size_t> shape;
     T* data;
 };
+
+nb::ndarray<nb::numpy, int64_t> copied(const std::vector<int64_t>& values) {
+    Array<int64_t> out({values.size()});
+    std::copy(values.begin(), values.end(), out.data);
+    return out.take();
+}
 
 void check(bool ok, const char* message) {
     if (!ok) throw nb::value_error(message);
@@ -156,13 +163,6 @@ nb::tuple encode(const tq::Code& code, const In<float, 2>& x, const std::optiona
     return nb::make_tuple(codes.take(), dots.take(), norms.take());
 }
 
-auto decode(const tq::Code& code, const In<uint8_t, 2>& codes, int threads) {
-    check((int)codes.shape(1) == code.code_size, "codes: columns must equal the code size");
-    Array<float> y({codes.shape(0), (size_t)code.query_size()});
-    {
-        nb::gil_scoped_release release;
-        tq::decode_rows(code, codes.data(), codes.shape(0), y.data, threads_or_default(threads));
-    }
 // The same with scalars in the place of dots and norms, and whether all of them are finite.
 nb::tuple encode_scaled(const tq::Code& code, const In<float, 2>& x, const In<float, 3>& signs, bool unit,
                         bool unbiased, bool store_norm, int threads) {
@@ -183,6 +183,13 @@ nb::tuple encode_scaled(const tq::Code& code, const In<float, 2>& x, const In<fl
     return nb::make_tuple(codes.take(), scalars.take(), finite);
 }
 
+auto decode(const tq::Code& code, const In<uint8_t, 2>& codes, int threads) {
+    check((int)codes.shape(1) == code.code_size, "codes: columns must equal the code size");
+    Array<float> y({codes.shape(0), (size_t)code.query_size()});
+    {
+        nb::gil_scoped_release release;
+        tq::decode_rows(code, codes.data(), codes.shape(0), y.data, threads_or_default(threads));
+    }
     return y.take();
 }
 
@@ -206,6 +213,24 @@ void pack(const InOut<uint32_t, 3>& blocks, int64_t start, const In<uint8_t, 2>&
           "codes: rows must fit into the blocks");
     nb::gil_scoped_release release;
     tq::pack_rows(blocks.data(), (int)words, start, codes.data(), codes.shape(0), (int)codes.shape(1));
+}
+
+void move_rows(const InOut<uint32_t, 3>& blocks, const InOut<float, 2>& scalars, const In<int64_t, 1>& from,
+               const In<int64_t, 1>& to) {
+    const int64_t n = (int64_t)std::min(blocks.shape(0) * tq::kLanes, scalars.shape(1));
+    check(blocks.shape(2) == tq::kLanes, "blocks: shape must be [n, words, 16]");
+    check(from.shape(0) == to.shape(0), "rows and to must be of one length");
+    for (size_t i = 0; i < from.shape(0); ++i)
+        check(from.data()[i] >= 0 && from.data()[i] < n && to.data()[i] >= 0 && to.data()[i] < n,
+              "rows: must lie inside the blocks and the scalars");
+    nb::gil_scoped_release release;
+    for (size_t i = 0; i < from.shape(0); ++i) {
+        tq::move_row(blocks.data(), from.data()[i], blocks.data(), to.data()[i], (int)blocks.shape(1));
+        for (size_t s = 0; s < scalars.shape(0); ++s) {
+            float* column = scalars.data() + s * scalars.shape(1);
+            column[to.data()[i]] = column[from.data()[i]];
+        }
+    }
 }
 
 auto unpack(const In<uint32_t, 3>& blocks, const In<int64_t, 1>& positions, int code_size) {
@@ -345,10 +370,43 @@ std::vector<std::string> simd_levels() {
     return out;
 }
 
-auto map_get(const tq::Int64Map& m, const In<int64_t, 1>& keys) {
+// The position of a key among ids [n]; the map knows of those that are not their own positions.
+int64_t position_of(const tq::Int64Map& m, const In<int64_t, 1>& ids, int64_t key) {
+    if (key >= 0 && key < (int64_t)ids.shape(0) && ids.data()[key] == key) return key;
+    return m.get(key);
+}
+
+auto map_find(const tq::Int64Map& m, const In<int64_t, 1>& ids, const In<int64_t, 1>& keys) {
     Array<int64_t> out({keys.shape(0)});
-    for (size_t i = 0; i < keys.shape(0); ++i) out.data[i] = m.get(keys.data()[i]);
+    for (size_t i = 0; i < keys.shape(0); ++i) out.data[i] = position_of(m, ids, keys.data()[i]);
     return out.take();
+}
+
+auto map_present(const tq::Int64Map& m, const In<int64_t, 1>& ids, const In<int64_t, 1>& keys) {
+    std::vector<int64_t> found;
+    found.reserve(keys.shape(0));
+    for (size_t i = 0; i < keys.shape(0); ++i)
+        if (const int64_t position = position_of(m, ids, keys.data()[i]); position >= 0) found.push_back(position);
+    std::sort(found.begin(), found.end());
+    found.erase(std::unique(found.begin(), found.end()), found.end());
+    return copied(found);
+}
+
+void map_erase(tq::Int64Map& m, const In<int64_t, 1>& keys) {
+    for (size_t i = 0; i < keys.shape(0); ++i) m.erase(keys.data()[i]);
+}
+
+// The rows [0, n) without `gone`, sorted, in n - gone.size() places: the gaps, and the rows past the end to fill them.
+nb::tuple removal_moves(int64_t n, const In<int64_t, 1>& gone) {
+    const int64_t *first = gone.data(), *end = first + gone.shape(0), left = n - (int64_t)gone.shape(0);
+    for (const int64_t* p = first; p < end; ++p)
+        check(*p >= 0 && *p < n && (p == first || p[-1] < *p), "positions: must be increasing, from 0 to n - 1");
+    const int64_t* past = std::lower_bound(first, end, left);
+    std::vector<int64_t> movers;
+    for (int64_t row = left; row < n; ++row)
+        if (past < end && *past == row) ++past;
+        else movers.push_back(row);
+    return nb::make_tuple(copied(std::vector<int64_t>(first, first + movers.size())), copied(movers));
 }
 
 void map_set(tq::Int64Map& m, const In<int64_t, 1>& keys, const In<int64_t, 1>& values) {
@@ -388,15 +446,10 @@ NB_MODULE(_core, m) {
         .def_rw("deviations", &Stored::deviations);
     nb::class_<tq::Int64Map>(m, "Int64Map")
         .def(nb::init<>())
-        .def("get", &map_get, "keys"_a)
-        .def("get_one", &tq::Int64Map::get, "key"_a)
+        .def("find", &map_find, "ids"_a, "keys"_a)
         .def("set", &map_set, "keys"_a, "values"_a)
-        .def("set_one", [](tq::Int64Map& map, int64_t key, int64_t value) {
-            check(key >= 0, "key: must not be negative");
-            map.set(key, value);
-        }, "key"_a, "value"_a)
-        .def("erase", &tq::Int64Map::erase, "key"_a)
-        .def("clear", &tq::Int64Map::clear)
+        .def("present", &map_present, "ids"_a, "keys"_a)
+        .def("erase", &map_erase, "keys"_a)
         .def("__len__", &tq::Int64Map::size)
         .def_prop_ro("nbytes", &tq::Int64Map::bytes);
     m.def("chain_code", &make_chain, "d"_a, "p"_a, "q"_a, "tables"_a);
@@ -410,9 +463,13 @@ NB_MODULE(_core, m) {
     m.def("hadamard_rotate", &hadamard_rotate, "y"_a, "signs"_a, "inverse"_a = false, "threads"_a = 0);
     m.def("project", &project, "x"_a, "matrix"_a, "threads"_a = 0);
     m.def("encode", &encode, "code"_a, "x"_a, "signs"_a.none(), "threads"_a = 0);
+    m.def("encode_scaled", &encode_scaled, "code"_a, "x"_a, "signs"_a, "unit"_a, "unbiased"_a, "store_norm"_a,
+          "threads"_a = 0);
     m.def("decode", &decode, "code"_a, "codes"_a, "threads"_a = 0);
     m.def("lut", &lut, "code"_a, "q"_a);
     m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
+    m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
+    m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
     m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a, "k"_a, "threads"_a = 0);
     m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a, "candidates"_a, "k"_a, "threads"_a = 0);
@@ -423,5 +480,3 @@ NB_MODULE(_core, m) {
     m.def("set_simd", [](const std::string& name) { return tq::set_simd(name.c_str()) != 0; }, "name"_a);
     m.def("default_threads", &tq::default_threads);
 }
-    m.def("encode_scaled", &encode_scaled, "code"_a, "x"_a, "signs"_a, "unit"_a, "unbiased"_a, "store_norm"_a,
-          "threads"_a = 0);
