@@ -117,6 +117,8 @@ def _from_ids(ids: np.ndarray, id_map: IdMap) -> np.ndarray:
 
 
 def _from_mask(mask: np.ndarray, id_map: IdMap) -> np.ndarray:
+    if id_map.stored is None and len(mask) == id_map.n:
+        return mask
     allowed = np.zeros(id_map.n, dtype=bool)
     if id_map.stored is None:
         allowed[: len(mask)] = mask[: id_map.n]

@@ -133,6 +133,54 @@ def test_ids_break_ties_and_masks_admit(code, bits, level):
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize(("code", "bits"), [("chain", 1), ("chain", 4), ("layered", 4)])
+def test_masks_of_any_density_give_what_the_whole_search_gives(code, bits, metric, level):
+    """Rows few and far between are copied and scanned, others where they are: the results must not tell."""
+    quantizer = quantizer_of(code, bits, metric)
+    n = 3005
+    blocks, scalars, codes = stored(quantizer, n)
+    rng = np.random.default_rng(5)
+    ids = rng.permutation(10 * n)[:n].astype(np.int64)
+    q = rng.standard_normal((35, quantizer.d)).astype(np.float32)
+    options = {"metric": metric, "n": n, "ids": ids, "deviations": np.inf}
+    chosen = [rng.random(n) < share for share in (0.002, 0.01, 0.06, 0.3, 0.9)]
+    chosen += [
+        np.arange(n) >= n - 3,
+        np.arange(n) // 16 % 5 == 0,
+        np.arange(n) // 40 % 2 * rng.random(n) > 0.9,
+    ]
+    chosen += [(np.arange(n) < 1000) | (rng.random(n) < 0.01), np.arange(n) == n - 1]
+    for nq in (1, 35):
+        all_d, all_i = scan.search(quantizer, blocks, scalars, q[:nq], n, **options)
+        _, range_d, range_i = scan.range_search(
+            quantizer, blocks, scalars, q[:nq], float(np.median(all_d)), metric=metric, n=n, ids=ids
+        )
+        for allowed in chosen:
+            mask, admitted = np.packbits(allowed, bitorder="little"), np.isin(all_i, ids[allowed])
+            k = int(allowed.sum())
+            for form, threads in ((blocks, 1), (blocks, 3), (codes, 2)):
+                d, i = scan.search(quantizer, form, scalars, q[:nq], k, mask=mask, threads=threads, **options)
+                np.testing.assert_array_equal(i, all_i[admitted].reshape(nq, k))
+                np.testing.assert_array_equal(d, all_d[admitted].reshape(nq, k))
+                few = scan.search(quantizer, form, scalars, q[:nq], 5, mask=mask, threads=threads, **options)
+                np.testing.assert_array_equal(few[1][:, :k], i[:, :5])
+            found = scan.range_search(
+                quantizer,
+                blocks,
+                scalars,
+                q[:nq],
+                float(np.median(all_d)),
+                metric=metric,
+                n=n,
+                ids=ids,
+                mask=mask,
+            )
+            inside = np.isin(range_i, ids[allowed])
+            np.testing.assert_array_equal(found[2], range_i[inside])
+            np.testing.assert_array_equal(found[1], range_d[inside])
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
 @pytest.mark.parametrize(("code", "bits"), [("chain", 2), ("mse", 5), ("prod", 3)])
 def test_range_search_is_strict_and_complete(code, bits, metric, level):
     quantizer = quantizer_of(code, bits, metric)

@@ -15,6 +15,10 @@ constexpr int kGroup = 32;                       // queries that share one pass 
 constexpr int kTile = 4;                         // queries scanned together
 constexpr size_t kChunkBytes = 192 * 1024;       // codes that stay in the second-level cache
 constexpr int64_t kFirstChunk = 8;               // blocks
+constexpr int64_t kCopyCost = 4;                 // of a row into another block, in sixteenths of a block's scan
+constexpr int64_t kSmallGap = 4;                 // blocks without an allowed row that are scanned along
+constexpr size_t kMostPicked = 128;              // rows copied before they are scanned; few, so that copies stay in cache
+constexpr size_t kCopiesAhead = 2;               // rows whose memory is asked for before they are copied
 constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
 constexpr int64_t kWorkPerThread = 6 << 20;      // code bytes times queries worth starting a thread for
 constexpr int64_t kRescoredPerThread = 1 << 18;  // the same for rows scored one by one
@@ -112,6 +116,7 @@ public:
         int64_t size = kFirstChunk, stop;
         for (int64_t b = begin; b < end; b = stop, size = std::min(chunk_, 2 * size)) {
             stop = std::min(end, b + size);
+            if (rows_.mask && pick(b, stop, sink)) continue;
             const uint32_t* blocks = rows_.blocks ? rows_.blocks + b * words_ * kLanes : nullptr;
             if (!blocks) {
                 scratch.assign((size_t)(stop - b) * words_ * kLanes, 0);
@@ -124,16 +129,17 @@ public:
                 scan_run(blocks, b, (int)(stop - b), nullptr, sink);
                 continue;
             }
-            allowed_.resize((size_t)(stop - b));
-            for (int64_t i = b; i < stop; ++i) allowed_[(size_t)(i - b)] = (uint16_t)block_mask(rows_, i);
             for (int64_t i = 0; i < stop - b;) {
                 if (!allowed_[(size_t)i]) { ++i; continue; }
+                // Blocks are scanned several at a time, so a small gap is no reason to stop.
                 int64_t j = i + 1;
-                while (j < stop - b && allowed_[(size_t)j]) ++j;
+                for (int64_t k = j; k < std::min(stop - b, j + kSmallGap); ++k)
+                    if (allowed_[(size_t)k]) j = k + 1;
                 scan_run(blocks + i * words_ * kLanes, b + i, (int)(j - i), &allowed_[(size_t)i], sink);
                 i = j;
             }
         }
+        scan_picked(sink);
     }
 
 private:
@@ -149,58 +155,141 @@ private:
         return out;
     }
 
+    // Blocks side by side and what belongs to their rows.
+    struct Run {
+        const uint32_t* blocks;
+        int n_blocks;
+        const float *scale, *norms;   // of the rows from the first block's on; norms may be null
+        const uint16_t* allowed;      // rows of a block, or null for all
+        int64_t first;                // row number of the first row
+        const int64_t* numbers;       // of the rows, where they do not follow `first`
+    };
+
+    // Fills allowed_ for blocks [begin, end). Where rows few enough are allowed, takes them to be scanned in blocks of
+    // their own and returns true.
+    bool pick(int64_t begin, int64_t end, Sink& sink) {
+        const size_t count = (size_t)(end - begin);
+        allowed_.assign(count + 3, 0);
+        // Little-endian as all of the layout: a block's bits are one number.
+        const int64_t whole = std::min(end, rows_.n / kLanes);
+        if (whole > begin) std::memcpy(allowed_.data(), rows_.mask + 2 * begin, (size_t)(2 * (whole - begin)));
+        if (whole < end) allowed_[count - 1] = (uint16_t)block_mask(rows_, end - 1);
+        const auto four_blocks = [&](size_t at) {
+            uint64_t bits;
+            std::memcpy(&bits, &allowed_[at], sizeof(bits));
+            return bits;
+        };
+        int64_t rows = 0, blocks = 0;
+        for (size_t at = 0; at < count; at += 4) {
+            const uint64_t bits = four_blocks(at);
+            if (!bits) continue;
+            rows += __builtin_popcountll(bits);
+            for (size_t b = at; b < at + 4; ++b) blocks += allowed_[b] != 0;
+        }
+        // Rows of a mapped file are copied anyway.
+        if (rows_.blocks && rows * (count_ + kCopyCost) >= kLanes * blocks * count_) return rows == 0;
+        for (size_t at = 0; at < count; at += 4)
+            for (uint64_t bits = four_blocks(at); bits; bits &= bits - 1) {
+                picked_.push_back((begin + (int64_t)at) * kLanes + __builtin_ctzll(bits));
+                if (picked_.size() == kMostPicked) scan_picked(sink);
+            }
+        return true;
+    }
+
+    void scan_picked(Sink& sink) {
+        const size_t n = picked_.size(), blocks = (n + kLanes - 1) / kLanes;
+        if (n == 0) return;
+        copies_.resize(blocks * (size_t)words_ * kLanes);
+        scales_.assign(blocks * kLanes, 0.0f);
+        norms_.assign(blocks * kLanes, 0.0f);
+        for (size_t i = 0; i < n; ++i) {
+            const int64_t row = picked_[i];
+            scales_[i] = rows_.scale[row];
+            if (rows_.squared_norm) norms_[i] = rows_.squared_norm[row];
+            if (rows_.blocks) {
+                if (i + kCopiesAhead < n) fetch_row(picked_[i + kCopiesAhead]);
+                move_row(rows_.blocks, row, copies_.data(), (int64_t)i, words_);
+            } else {
+                pack_rows(copies_.data(), words_, (int64_t)i, rows_.packed + row * rows_.code->code_size, 1,
+                          rows_.code->code_size);
+            }
+        }
+        allowed_copies_.assign(blocks, 0xFFFF);
+        if (n % kLanes) allowed_copies_.back() = (uint16_t)((1u << n % kLanes) - 1);
+        const float* norms = rows_.squared_norm ? norms_.data() : nullptr;
+        scan({copies_.data(), (int)blocks, scales_.data(), norms, allowed_copies_.data(), 0, picked_.data()}, nullptr,
+             sink);
+        picked_.clear();
+    }
+
+    void fetch_row(int64_t row) const {
+        const uint32_t* words = rows_.blocks + (row / kLanes) * words_ * kLanes;
+        for (int w = 0; w < words_; w += 16) __builtin_prefetch(words + (ptrdiff_t)w * kLanes);  // the rest follows
+    }
+
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
-        const bool whole = (first_block + n_blocks) * kLanes <= rows_.n;
         // A block's scales are one cache line, wanted once its codes are summed.
         for (int b = 0; b < n_blocks; ++b)
             __builtin_prefetch(rows_.scale + std::min((first_block + b) * kLanes, rows_.n - 1), 0, 2);
+        const int64_t row = first_block * kLanes, last = (first_block + n_blocks - 1) * kLanes;
+        const float* norms = rows_.squared_norm;
+        Run run{blocks, n_blocks, rows_.scale + row, norms ? norms + row : nullptr, allowed, row, nullptr};
+        if (last + kLanes <= rows_.n) {
+            scan(run, nullptr, sink);
+            return;
+        }
+        // The last block may reach past the columns' end, so it is taken from a copy.
+        float tail_scale[kLanes] = {}, tail_norms[kLanes] = {};
+        std::memcpy(tail_scale, rows_.scale + last, sizeof(float) * (size_t)(rows_.n - last));
+        if (norms) std::memcpy(tail_norms, norms + last, sizeof(float) * (size_t)(rows_.n - last));
+        const uint16_t inside = (uint16_t)block_mask(rows_, first_block + n_blocks - 1);
+        const Run tail{blocks + (ptrdiff_t)(n_blocks - 1) * words_ * kLanes,
+                       1,
+                       tail_scale,
+                       norms ? tail_norms : nullptr,
+                       &inside,
+                       last,
+                       nullptr};
+        scan(run, &tail, sink);
+    }
+
+    // Scans the blocks of a run; `tail`, if given, is its last block again, with its own scales and norms.
+    void scan(const Run& run, const Run* tail, Sink& sink) {
+        Run head = run;
+        head.n_blocks -= tail != nullptr;
         for (int t = 0; t < count_; t += kTile) {
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];
             for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
-            kernels()->scan(blocks, n_blocks, words_, heads_.empty() ? words_ : rows_.head.words, views, n, acc_.get());
+            kernels()->scan(run.blocks, run.n_blocks, words_, heads_.empty() ? words_ : rows_.head.words, views, n,
+                            acc_.get());
             for (int i = 0; i < n; ++i) {
-                // The last block may reach past the columns' end, so it is taken from a copy.
-                const int head = whole ? n_blocks : n_blocks - 1;
-                select(t + i, acc_.get() + i * kLanes, n * kLanes, blocks, first_block, head, allowed, sink, false);
-                if (!whole)
-                    select(t + i, acc_.get() + ((ptrdiff_t)head * n + i) * kLanes, n * kLanes,
-                           blocks + (ptrdiff_t)head * words_ * kLanes, first_block + head, 1,
-                           allowed ? allowed + head : nullptr, sink, true);
+                select(t + i, acc_.get() + i * kLanes, n * kLanes, head, sink);
+                const ptrdiff_t end = ((ptrdiff_t)head.n_blocks * n + i) * kLanes;
+                if (tail) select(t + i, acc_.get() + end, n * kLanes, *tail, sink);
             }
         }
     }
 
-    void select(int query, int32_t* acc, ptrdiff_t stride, const uint32_t* blocks, int64_t first_block, int n_blocks,
-                const uint16_t* allowed, Sink& sink, bool tail) {
+    void select(int query, int32_t* acc, ptrdiff_t stride, const Run& run, Sink& sink) {
+        const int n_blocks = run.n_blocks;
         if (n_blocks == 0) return;
         QueryBounds& q = heads_.empty() ? tables_[query].bounds : heads_[(size_t)query];
         q.threshold = sink.threshold(query);
-        const int64_t row = first_block * kLanes;
-        const float *a = rows_.scale + row, *norms = rows_.squared_norm ? rows_.squared_norm + row : nullptr;
-        float tail_a[kLanes] = {}, tail_norms[kLanes] = {};
-        if (tail) {
-            std::memcpy(tail_a, a, sizeof(float) * (size_t)(rows_.n - row));
-            if (norms) std::memcpy(tail_norms, norms, sizeof(float) * (size_t)(rows_.n - row));
-            a = tail_a;
-            norms = norms ? tail_norms : nullptr;
-        }
-        kernels()->reachable(acc, stride, n_blocks, &q, a, norms, pass_.data());
+        kernels()->reachable(acc, stride, n_blocks, &q, run.scale, run.norms, pass_.data());
         for (int b = n_blocks; b % 4; ++b) pass_[(size_t)b] = 0;
-        if (!heads_.empty()) fetch_rest(blocks, n_blocks);
+        if (!heads_.empty()) fetch_rest(run.blocks, n_blocks);
         for (int four = 0; four < n_blocks; four += 4) {
             uint64_t any;
             std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
             if (!any) continue;
             const int end = std::min(four + 4, n_blocks);
-            for (int b = four; b < end; ++b) {
-                if (allowed) pass_[(size_t)b] &= allowed[b];
-                if (tail) pass_[(size_t)b] &= (uint16_t)block_mask(rows_, first_block);
-            }
-            if (!heads_.empty()) complete(query, blocks, acc, stride, a, norms, four, end, sink.threshold(query));
+            if (run.allowed)
+                for (int b = four; b < end; ++b) pass_[(size_t)b] &= run.allowed[b];
+            if (!heads_.empty()) complete(query, acc, stride, run, four, end, sink.threshold(query));
             for (int b = four; b < end; ++b)
                 for (uint32_t m = pass_[(size_t)b]; m; m &= m - 1)
-                    add(query, acc + b * stride, a, norms, row, b * kLanes, __builtin_ctz(m), sink);
+                    add(query, acc + b * stride, run, b * kLanes, __builtin_ctz(m), sink);
         }
     }
 
@@ -227,34 +316,32 @@ private:
     }
 
     // Sums of the first words of blocks [begin, end), at most four, become those of all where a row still passes.
-    void complete(int query, const uint32_t* blocks, int32_t* acc, ptrdiff_t stride, const float* a, const float* norms,
-                  int begin, int end, float threshold) {
+    void complete(int query, int32_t* acc, ptrdiff_t stride, const Run& from, int begin, int end, float threshold) {
         const int head = rows_.head.words;
         const QueryTables rest = tables_[(size_t)query].view(head);
         for (int b = begin; b < end; ++b)
-            pass_[(size_t)b] = still_reachable(heads_[(size_t)query], acc + b * stride, a, norms, b * kLanes, threshold,
-                                               pass_[(size_t)b]);
+            pass_[(size_t)b] = still_reachable(heads_[(size_t)query], acc + b * stride, from.scale, from.norms,
+                                               b * kLanes, threshold, pass_[(size_t)b]);
         for (int b = begin, run; b < end; b += run) {
             for (run = 0; b + run < end && pass_[(size_t)(b + run)];) ++run;
             if (run) {
                 int32_t more[4 * kLanes];
-                kernels()->scan(blocks + ((ptrdiff_t)b * words_ + head) * kLanes, run, words_, words_ - head, &rest, 1,
-                                more);
+                kernels()->scan(from.blocks + ((ptrdiff_t)b * words_ + head) * kLanes, run, words_, words_ - head, &rest,
+                                1, more);
                 for (int i = 0; i < run * kLanes; ++i) acc[(b + i / kLanes) * stride + i % kLanes] += more[i];
             }
             run += run == 0;
         }
     }
 
-    void add(int query, const int32_t* acc, const float* a, const float* norms, int64_t row, int base, int lane,
-             Sink& sink) {
+    void add(int query, const int32_t* acc, const Run& run, int base, int lane, Sink& sink) {
         const QueryBounds& q = tables_[query].bounds;
         const int at = base + lane;
-        const float dot = (float)acc[lane] * q.delta, norm = norms ? norms[at] : 0.0f;
-        const float upper = a[at] * (dot + (q.base + q.above)) + norm * q.norm_factor;
+        const float a = run.scale[at], dot = (float)acc[lane] * q.delta, norm = run.norms ? run.norms[at] : 0.0f;
+        const float upper = a * (dot + (q.base + q.above)) + norm * q.norm_factor;
         if (upper < sink.threshold(query)) return;
-        sink.add(query, {upper, a[at] * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
-                         row + at});
+        sink.add(query, {upper, a * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
+                         run.numbers ? run.numbers[at] : run.first + at});
     }
 
     const Rows& rows_;
@@ -263,7 +350,11 @@ private:
     std::vector<Tables> tables_;
     std::vector<QueryBounds> heads_;                  // of the queries, if rows are scored by their first words
     std::unique_ptr<int32_t[]> acc_;                  // of a chunk, for the queries of a tile
-    std::vector<uint16_t> allowed_, pass_;
+    std::vector<uint16_t> allowed_, pass_;            // of the blocks of a chunk
+    std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own
+    std::vector<uint32_t> copies_;                    // those blocks, and what belongs to them
+    std::vector<float> scales_, norms_;
+    std::vector<uint16_t> allowed_copies_;
 };
 
 // The same by decoding every row, for codes that are not nibble tables: the bounds are the score itself.
