@@ -97,9 +97,10 @@ void chain_encode_row(const ChainView* c, const float* y, uint8_t* nibbles, uint
     for (int k = 0; k < kLanes; ++k) last[k] = k == seam ? 0 : kForbidden;
     memcpy(cost, last, sizeof(last));
     for (int t = 0; t < len; ++t) step(c, y, t, cost, back + t * kLanes);
+    size_t state = (size_t)seam;
     for (int t = len - 1; t >= 0; --t) {
-        nibbles[t] = (uint8_t)seam;
-        seam = back[t * kLanes + seam];
+        nibbles[t] = (uint8_t)state;
+        state = back[(ptrdiff_t)t * kLanes + state];
     }
 }
 

@@ -53,7 +53,10 @@ void check(bool ok, const char* message) {
     if (!ok) throw nb::value_error(message);
 }
 
-int threads_or_default(int threads) { return threads > 0 ? threads : tq::default_threads(); }
+// One row is never divided, so the system need not be asked.
+int threads_or_default(int threads, size_t rows = 2) {
+    return threads > 0 ? threads : rows < 2 ? 1 : tq::default_threads();
+}
 
 tq::RotationView rotation_view(const In<float, 3>& signs) {
     check(signs.shape(1) == 2, "signs: shape must be [rounds, 2, d]");
@@ -108,7 +111,7 @@ nb::tuple normalize(const In<float, 2>& x, int threads) {
 
 int64_t first_unfit(const In<float, 2>& x, int threads) {
     nb::gil_scoped_release release;
-    return tq::first_unfit(x.data(), x.shape(0), (int)x.shape(1), threads_or_default(threads));
+    return tq::first_unfit(x.data(), x.shape(0), (int)x.shape(1), threads_or_default(threads, x.shape(0)));
 }
 
 auto row_dots(const In<float, 2>& x, const In<float, 2>& y, int threads) {
@@ -176,7 +179,8 @@ nb::tuple encode_scaled(const tq::Code& code, const In<float, 2>& x, const In<fl
     {
         nb::gil_scoped_release release;
         std::vector<double> dots(n * n_dots), norms(n);
-        tq::encode_rows(code, &r, x.data(), n, codes.data, dots.data(), norms.data(), threads_or_default(threads));
+        tq::encode_rows(code, &r, x.data(), n, codes.data, dots.data(), norms.data(),
+                        threads_or_default(threads, n));
         finite = tq::scalars_of({unit, unbiased, store_norm}, code.d, norms.data(), dots.data(), (int)n_dots, n,
                                 scalars.data);
     }
