@@ -1,0 +1,305 @@
+// Candidates by byte tables: sums of all rows, and bounds that decide which rows are looked at again.
+#pragma once
+#include <cstring>
+
+#include "encode.h"
+#include "query_tables.h"
+#include "reservoir.h"
+#include "search.h"
+
+namespace tq {
+
+constexpr int kTile = 4;                         // queries scanned together
+constexpr size_t kChunkBytes = 192 * 1024;       // codes that stay in the second-level cache
+constexpr int64_t kFirstChunk = 8;               // blocks
+constexpr int64_t kCopyCost = 4;                 // of a row into another block, in sixteenths of a block's scan
+constexpr int64_t kSmallGap = 4;                 // blocks without an allowed row that are scanned along
+constexpr size_t kMostPicked = 128;              // rows copied before they are scanned; few, so that copies stay in cache
+constexpr size_t kCopiesAhead = 2;               // rows whose memory is asked for before they are copied
+constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
+
+// Which rows of a block exist and are allowed, the lowest bit first.
+inline uint32_t block_mask(const Rows& r, int64_t block) {
+    const int64_t left = r.n - block * kLanes;
+    const uint32_t inside = left >= kLanes ? 0xFFFFu : (1u << left) - 1;
+    if (!r.mask) return inside;
+    const int64_t bytes = (r.n + 7) / 8;
+    uint32_t m = r.mask[2 * block];
+    if (2 * block + 1 < bytes) m |= (uint32_t)r.mask[2 * block + 1] << 8;
+    return m & inside;
+}
+
+// What happens to a row that passes a query's bounds.
+struct Sink {
+    virtual ~Sink() = default;
+    virtual float threshold(int query) = 0;
+    virtual void add(int query, const Candidate& c) = 0;
+};
+
+// Queries [first, first + count) over blocks [begin, end), by tables.
+class TableScan {
+public:
+    TableScan(const Rows& rows, const Queries& queries, int64_t first, int count)
+        : rows_(rows), words_(rows.code->words()), count_(count), tables_(count) {
+        for (int i = 0; i < count; ++i) {
+            const float* q = queries.q + (first + i) * rows.code->query_size();
+            tables_[i].build(*rows.code, q, rows.head.words);
+            tables_[i].bounds.norm_factor = (float)(-0.5 * (1.0 - kNormRounding));
+            if (rows.head.words) heads_.push_back(head_bounds(tables_[i].bounds, q));
+        }
+        const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
+        chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
+        acc_.reset(new int32_t[(size_t)chunk_ * kLanes * (size_t)std::min(kTile, count)]);
+        pass_.assign((size_t)chunk_ + 3, 0);
+    }
+
+    const double* exact(int query) const { return tables_[(size_t)query].exact(); }
+
+    void run(int64_t begin, int64_t end, Sink& sink) {
+        std::vector<uint32_t> scratch;
+        // Small at first: a threshold from few rows spares most of the next ones.
+        int64_t size = kFirstChunk, stop;
+        for (int64_t b = begin; b < end; b = stop, size = std::min(chunk_, 2 * size)) {
+            stop = std::min(end, b + size);
+            if (rows_.mask && pick(b, stop, sink)) continue;
+            const uint32_t* blocks = rows_.blocks ? rows_.blocks + b * words_ * kLanes : nullptr;
+            if (!blocks) {
+                scratch.assign((size_t)(stop - b) * words_ * kLanes, 0);
+                const int64_t row = b * kLanes, n = std::min(rows_.n, stop * kLanes) - row;
+                pack_rows(scratch.data(), words_, 0, rows_.packed + row * rows_.code->code_size, n,
+                          rows_.code->code_size);
+                blocks = scratch.data();
+            }
+            if (!rows_.mask) {
+                scan_run(blocks, b, (int)(stop - b), nullptr, sink);
+                continue;
+            }
+            for (int64_t i = 0; i < stop - b;) {
+                if (!allowed_[(size_t)i]) { ++i; continue; }
+                // Blocks are scanned several at a time, so a small gap is no reason to stop.
+                int64_t j = i + 1;
+                for (int64_t k = j; k < std::min(stop - b, j + kSmallGap); ++k)
+                    if (allowed_[(size_t)k]) j = k + 1;
+                scan_run(blocks + i * words_ * kLanes, b + i, (int)(j - i), &allowed_[(size_t)i], sink);
+                i = j;
+            }
+        }
+        scan_picked(sink);
+    }
+
+private:
+    // Bounds of a score from the first words: unbiased once divided by their share of the energy, and uncertain by
+    // as much as the rest would add.
+    QueryBounds head_bounds(const QueryBounds& whole, const float* q) const {
+        const int d = rows_.code->parts[0].chain->view().d;
+        const double share = rows_.head.share, error = std::sqrt(kernels()->dot(q, q, d) * (1.0 - share) / share);
+        QueryBounds out = whole;
+        out.delta = (float)(whole.delta / share);
+        out.base = (float)(whole.head_base / share);
+        out.above = (float)(whole.head_above / share + rows_.head.deviations * error);
+        return out;
+    }
+
+    // Blocks side by side and what belongs to their rows.
+    struct Run {
+        const uint32_t* blocks;
+        int n_blocks;
+        const float *scale, *norms;   // of the rows from the first block's on; norms may be null
+        const uint16_t* allowed;      // rows of a block, or null for all
+        int64_t first;                // row number of the first row
+        const int64_t* numbers;       // of the rows, where they do not follow `first`
+    };
+
+    // Fills allowed_ for blocks [begin, end). Where rows few enough are allowed, takes them to be scanned in blocks of
+    // their own and returns true.
+    bool pick(int64_t begin, int64_t end, Sink& sink) {
+        const size_t count = (size_t)(end - begin);
+        allowed_.assign(count + 3, 0);
+        // Little-endian as all of the layout: a block's bits are one number.
+        const int64_t whole = std::min(end, rows_.n / kLanes);
+        if (whole > begin) std::memcpy(allowed_.data(), rows_.mask + 2 * begin, (size_t)(2 * (whole - begin)));
+        if (whole < end) allowed_[count - 1] = (uint16_t)block_mask(rows_, end - 1);
+        const auto four_blocks = [&](size_t at) {
+            uint64_t bits;
+            std::memcpy(&bits, &allowed_[at], sizeof(bits));
+            return bits;
+        };
+        int64_t rows = 0, blocks = 0;
+        for (size_t at = 0; at < count; at += 4) {
+            const uint64_t bits = four_blocks(at);
+            if (!bits) continue;
+            rows += __builtin_popcountll(bits);
+            for (size_t b = at; b < at + 4; ++b) blocks += allowed_[b] != 0;
+        }
+        // Rows of a mapped file are copied anyway.
+        if (rows_.blocks && rows * (count_ + kCopyCost) >= kLanes * blocks * count_) return rows == 0;
+        for (size_t at = 0; at < count; at += 4)
+            for (uint64_t bits = four_blocks(at); bits; bits &= bits - 1) {
+                picked_.push_back((begin + (int64_t)at) * kLanes + __builtin_ctzll(bits));
+                if (picked_.size() == kMostPicked) scan_picked(sink);
+            }
+        return true;
+    }
+
+    void scan_picked(Sink& sink) {
+        const size_t n = picked_.size(), blocks = (n + kLanes - 1) / kLanes;
+        if (n == 0) return;
+        copies_.resize(blocks * (size_t)words_ * kLanes);
+        scales_.assign(blocks * kLanes, 0.0f);
+        norms_.assign(blocks * kLanes, 0.0f);
+        for (size_t i = 0; i < n; ++i) {
+            const int64_t row = picked_[i];
+            scales_[i] = rows_.scale[row];
+            if (rows_.squared_norm) norms_[i] = rows_.squared_norm[row];
+            if (rows_.blocks) {
+                if (i + kCopiesAhead < n) fetch_row(picked_[i + kCopiesAhead]);
+                move_row(rows_.blocks, row, copies_.data(), (int64_t)i, words_);
+            } else {
+                pack_rows(copies_.data(), words_, (int64_t)i, rows_.packed + row * rows_.code->code_size, 1,
+                          rows_.code->code_size);
+            }
+        }
+        allowed_copies_.assign(blocks, 0xFFFF);
+        if (n % kLanes) allowed_copies_.back() = (uint16_t)((1u << n % kLanes) - 1);
+        const float* norms = rows_.squared_norm ? norms_.data() : nullptr;
+        scan({copies_.data(), (int)blocks, scales_.data(), norms, allowed_copies_.data(), 0, picked_.data()}, nullptr,
+             sink);
+        picked_.clear();
+    }
+
+    void fetch_row(int64_t row) const {
+        const uint32_t* words = rows_.blocks + (row / kLanes) * words_ * kLanes;
+        for (int w = 0; w < words_; w += 16) __builtin_prefetch(words + (ptrdiff_t)w * kLanes);  // the rest follows
+    }
+
+    void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
+        // A block's scales are one cache line, wanted once its codes are summed.
+        for (int b = 0; b < n_blocks; ++b)
+            __builtin_prefetch(rows_.scale + std::min((first_block + b) * kLanes, rows_.n - 1), 0, 2);
+        const int64_t row = first_block * kLanes, last = (first_block + n_blocks - 1) * kLanes;
+        const float* norms = rows_.squared_norm;
+        Run run{blocks, n_blocks, rows_.scale + row, norms ? norms + row : nullptr, allowed, row, nullptr};
+        if (last + kLanes <= rows_.n) {
+            scan(run, nullptr, sink);
+            return;
+        }
+        // The last block may reach past the columns' end, so it is taken from a copy.
+        float tail_scale[kLanes] = {}, tail_norms[kLanes] = {};
+        std::memcpy(tail_scale, rows_.scale + last, sizeof(float) * (size_t)(rows_.n - last));
+        if (norms) std::memcpy(tail_norms, norms + last, sizeof(float) * (size_t)(rows_.n - last));
+        const uint16_t inside = (uint16_t)block_mask(rows_, first_block + n_blocks - 1);
+        const Run tail{blocks + (ptrdiff_t)(n_blocks - 1) * words_ * kLanes,
+                       1,
+                       tail_scale,
+                       norms ? tail_norms : nullptr,
+                       &inside,
+                       last,
+                       nullptr};
+        scan(run, &tail, sink);
+    }
+
+    // Scans the blocks of a run; `tail`, if given, is its last block again, with its own scales and norms.
+    void scan(const Run& run, const Run* tail, Sink& sink) {
+        Run head = run;
+        head.n_blocks -= tail != nullptr;
+        for (int t = 0; t < count_; t += kTile) {
+            const int n = std::min(kTile, count_ - t);
+            QueryTables views[kTile];
+            for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
+            kernels()->scan(run.blocks, run.n_blocks, words_, heads_.empty() ? words_ : rows_.head.words, views, n,
+                            acc_.get());
+            for (int i = 0; i < n; ++i) {
+                select(t + i, acc_.get() + i * kLanes, n * kLanes, head, sink);
+                const ptrdiff_t end = ((ptrdiff_t)head.n_blocks * n + i) * kLanes;
+                if (tail) select(t + i, acc_.get() + end, n * kLanes, *tail, sink);
+            }
+        }
+    }
+
+    void select(int query, int32_t* acc, ptrdiff_t stride, const Run& run, Sink& sink) {
+        const int n_blocks = run.n_blocks;
+        if (n_blocks == 0) return;
+        QueryBounds& q = heads_.empty() ? tables_[query].bounds : heads_[(size_t)query];
+        q.threshold = sink.threshold(query);
+        kernels()->reachable(acc, stride, n_blocks, &q, run.scale, run.norms, pass_.data());
+        for (int b = n_blocks; b % 4; ++b) pass_[(size_t)b] = 0;
+        if (!heads_.empty()) fetch_rest(run.blocks, n_blocks);
+        for (int four = 0; four < n_blocks; four += 4) {
+            uint64_t any;
+            std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
+            if (!any) continue;
+            const int end = std::min(four + 4, n_blocks);
+            if (run.allowed)
+                for (int b = four; b < end; ++b) pass_[(size_t)b] &= run.allowed[b];
+            if (!heads_.empty()) complete(query, acc, stride, run, four, end, sink.threshold(query));
+            for (int b = four; b < end; ++b)
+                for (uint32_t m = pass_[(size_t)b]; m; m &= m - 1)
+                    add(query, acc + b * stride, run, b * kLanes, __builtin_ctz(m), sink);
+        }
+    }
+
+    // The words past the head of blocks that will be completed; nothing has read them yet.
+    void fetch_rest(const uint32_t* blocks, int n_blocks) const {
+        for (int b = 0; b < n_blocks; ++b) {
+            if (!pass_[(size_t)b]) continue;
+            const uint32_t* block = blocks + (ptrdiff_t)b * words_ * kLanes;
+            for (int w = rows_.head.words; w < words_; ++w) __builtin_prefetch(block + (ptrdiff_t)w * kLanes, 0, 2);
+        }
+    }
+
+    // Rows of a block that reach the threshold by their first words; it may have risen since the masks were made.
+    uint16_t still_reachable(const QueryBounds& q, const int32_t* acc, const float* a, const float* norms, int base,
+                             float threshold, uint32_t m) const {
+        uint32_t out = 0;
+        for (; m; m &= m - 1) {
+            const int lane = __builtin_ctz(m), at = base + lane;
+            const float upper = a[at] * ((float)acc[lane] * q.delta + (q.base + q.above)) +
+                                (norms ? norms[at] * q.norm_factor : 0.0f);
+            if (upper >= threshold) out |= 1u << lane;
+        }
+        return (uint16_t)out;
+    }
+
+    // Sums of the first words of blocks [begin, end), at most four, become those of all where a row still passes.
+    void complete(int query, int32_t* acc, ptrdiff_t stride, const Run& from, int begin, int end, float threshold) {
+        const int head = rows_.head.words;
+        const QueryTables rest = tables_[(size_t)query].view(head);
+        for (int b = begin; b < end; ++b)
+            pass_[(size_t)b] = still_reachable(heads_[(size_t)query], acc + b * stride, from.scale, from.norms,
+                                               b * kLanes, threshold, pass_[(size_t)b]);
+        for (int b = begin, run; b < end; b += run) {
+            for (run = 0; b + run < end && pass_[(size_t)(b + run)];) ++run;
+            if (run) {
+                int32_t more[4 * kLanes];
+                kernels()->scan(from.blocks + ((ptrdiff_t)b * words_ + head) * kLanes, run, words_, words_ - head, &rest,
+                                1, more);
+                for (int i = 0; i < run * kLanes; ++i) acc[(b + i / kLanes) * stride + i % kLanes] += more[i];
+            }
+            run += run == 0;
+        }
+    }
+
+    void add(int query, const int32_t* acc, const Run& run, int base, int lane, Sink& sink) {
+        const QueryBounds& q = tables_[query].bounds;
+        const int at = base + lane;
+        const float a = run.scale[at], dot = (float)acc[lane] * q.delta, norm = run.norms ? run.norms[at] : 0.0f;
+        const float upper = a * (dot + (q.base + q.above)) + norm * q.norm_factor;
+        if (upper < sink.threshold(query)) return;
+        sink.add(query, {upper, a * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
+                         run.numbers ? run.numbers[at] : run.first + at});
+    }
+
+    const Rows& rows_;
+    int words_, count_;
+    int64_t chunk_;
+    std::vector<Tables> tables_;
+    std::vector<QueryBounds> heads_;                  // of the queries, if rows are scored by their first words
+    std::unique_ptr<int32_t[]> acc_;                  // of a chunk, for the queries of a tile
+    std::vector<uint16_t> allowed_, pass_;            // of the blocks of a chunk
+    std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own
+    std::vector<uint32_t> copies_;                    // those blocks, and what belongs to them
+    std::vector<float> scales_, norms_;
+    std::vector<uint16_t> allowed_copies_;
+};
+
+}  // namespace tq
