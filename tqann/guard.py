@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 __all__ = ["Guard", "guard_of", "guarded", "reading"]
@@ -200,18 +200,16 @@ def _changing(cls: type, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def change(self: Any, *args: Any, **kwargs: Any) -> Any:
         others = [value for value in (*args, *kwargs.values()) if isinstance(value, cls)]
-        if not others:
-            guard = guard_of(self)
-            guard.start_changing()
-            try:
-                return method(self, *args, **kwargs)
-            finally:
-                guard.stop_changing()
         # One order for all threads, so that two that merge crosswise do not wait for each other.
         guards = sorted({guard_of(index) for index in (self, *others)}, key=id)
-        with ExitStack() as held:
+        held: list[Guard] = []
+        try:
             for guard in guards:
-                held.enter_context(guard.changing())
+                guard.start_changing()
+                held.append(guard)
             return method(self, *args, **kwargs)
+        finally:
+            for guard in held:
+                guard.stop_changing()
 
     return change

@@ -30,8 +30,8 @@ def _distortion(record: dict[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     data = record["dataset"]
     origin = (
-        f"Model {record['settings']['model']}, {data['windows']} windows of {data['tokens']:,} tokens of "
-        f"{data.get('text', data['name'])}, "
+        f"Model {record['settings']['model']}, {data['windows']} windows of {data['tokens']:,} tokens, "
+        f"text: {data.get('text', data['name'])}; "
         f"every key and value packed, no full-precision window; {record['created'][:10]}; `{record['command']}`."
     )
     return "\n".join([*lines, "", origin])

@@ -53,21 +53,24 @@ void store_tile(const float* y, int n, int d, float* x, ptrdiff_t stride) {
         for (int i = 0; i < d; ++i) x[l * stride + i] = y[(ptrdiff_t)i * kLanes + l];
 }
 
+// Two rounds of butterflies, of strides s and 2 s, on four registers.
+static inline void two_rounds(float* at, ptrdiff_t s) {
+    const wfloat a = load_wide(at), b = load_wide(at + s);
+    const wfloat e = load_wide(at + 2 * s), f = load_wide(at + 3 * s);
+    const wfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
+    store_wide(at, a1 + e1);
+    store_wide(at + s, b1 + f1);
+    store_wide(at + 2 * s, a1 - e1);
+    store_wide(at + 3 * s, b1 - f1);
+}
+
 // Unnormalised Walsh-Hadamard transform of p coordinates, strides 1, 2, 4 ..., two strides a pass.
 static void hadamard(float* y, int p, float c) {
     int h = 1;
     for (; h * 2 < p; h *= 4) {
         const ptrdiff_t s = (ptrdiff_t)h * kLanes;
         for (int i = 0; i < p; i += 4 * h)
-            for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + s; at < end; at += kWide) {
-                const wfloat a = load_wide(at), b = load_wide(at + s);
-                const wfloat e = load_wide(at + 2 * s), f = load_wide(at + 3 * s);
-                const wfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
-                store_wide(at, a1 + e1);
-                store_wide(at + s, b1 + f1);
-                store_wide(at + 2 * s, a1 - e1);
-                store_wide(at + 3 * s, b1 - f1);
-            }
+            for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + s; at < end; at += kWide) two_rounds(at, s);
     }
     for (; h < p; h *= 2) {
         const ptrdiff_t s = (ptrdiff_t)h * kLanes;
@@ -122,15 +125,7 @@ static void hadamard_row(float* y, int p, float c) {
     }
     for (; h >= kWide && 4 * h <= p; h *= 4)  // two rounds in one pass
         for (int i = 0; i < p; i += 4 * h)
-            for (float *at = y + i, *end = at + h; at < end; at += kWide) {
-                const wfloat a = load_wide(at), b = load_wide(at + h);
-                const wfloat e = load_wide(at + 2 * h), f = load_wide(at + 3 * h);
-                const wfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
-                store_wide(at, a1 + e1);
-                store_wide(at + h, b1 + f1);
-                store_wide(at + 2 * h, a1 - e1);
-                store_wide(at + 3 * h, b1 - f1);
-            }
+            for (float *at = y + i, *end = at + h; at < end; at += kWide) two_rounds(at, h);
     for (; h < p; h *= 2)
         for (int i = 0; i < p; i += 2 * h)
             for (int k = i; k < i + h; k += h < kWide ? 1 : kWide) {
