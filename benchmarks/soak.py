@@ -28,6 +28,7 @@ K = 10
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--steps", type=int, help="end after so many steps instead")
     parser.add_argument("--vectors", type=int, default=20_000, help="about so many are held")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", help="folder of the record")
@@ -145,7 +146,8 @@ def expect(true: bool, otherwise: str) -> None:
 def main() -> int:
     options = parse()
     settings = {
-        "minutes": options.minutes,
+        "minutes": None if options.steps else options.minutes,
+        "steps": options.steps,
         "vectors": options.vectors,
         "d": D,
         "bits": 4,
@@ -156,14 +158,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         soak = Soak(Path(folder), options.vectors, options.seed, bits=4)
         started = time.perf_counter()
-        end, due = started + 60 * options.minutes, started
-        while (now := time.perf_counter()) < end:
+        due, share = 0.0, 0.0
+        while share < 1:
             soak.step()
-            if now >= due:
+            elapsed = time.perf_counter() - started
+            share = soak.counts.total() / options.steps if options.steps else elapsed / (60 * options.minutes)
+            if share >= due:
                 gc.collect()
                 memory = round(process.memory_info().rss / 2**20, 1)
-                samples.append([round(now - started), memory, soak.index.ntotal, process.num_fds()])
-                due = now + max(1.0, 60 * options.minutes / 200)
+                samples.append([round(elapsed, 3), memory, soak.index.ntotal, process.num_fds()])
+                due = share + 1 / 100
         soak._check()
     settled = np.array(
         samples[len(samples) // 5 :], dtype=float

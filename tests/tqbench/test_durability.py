@@ -39,9 +39,9 @@ def test_sync_cost(monkeypatch, tmp_path):
 
 
 def test_soak(monkeypatch, tmp_path):
-    status, record = run(monkeypatch, "soak.py", tmp_path, "--minutes", "0.03", "--vectors", "500")
+    status, record = run(monkeypatch, "soak.py", tmp_path, "--steps", "100", "--vectors", "500")
     assert status == 0
-    assert record["results"]["steps"] > 50
+    assert record["results"]["steps"] == sum(record["results"]["counts"].values()) == 100
     assert set(record["results"]["counts"]) >= {"add", "remove", "search", "sync", "reopen"}
 
 
@@ -60,7 +60,7 @@ def test_a_soak_sees_what_is_lost(method, monkeypatch, tmp_path):
         return None
 
     monkeypatch.setattr(TurboQuantIndex, method, broken)
-    monkeypatch.setattr(sys, "argv", ["soak.py", "--minutes", "0.1", "--vectors", "500"])
+    monkeypatch.setattr(sys, "argv", ["soak.py", "--steps", "2000", "--vectors", "500"])
     main = runpy.run_path(str(FOLDER / "soak.py"))["main"]
     with pytest.raises(AssertionError):
         main()
