@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tqcore import _core
-from tqcore.packing import blocks_for, move_rows, pack_rows, unpack_rows
+from tqcore.packing import blocks_for, move_rows, pack_rows, put_rows, unpack_rows
 
 __all__ = ["Changes", "CodeStorage", "grown", "removal_moves"]
 
@@ -144,11 +144,7 @@ class CodeStorage:
         """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at `positions`, int64 [m] below n."""
         if self._rows is not None:
             self._own(self.n)
-        source = np.arange(len(positions))
-        packed = np.zeros(blocks_for(len(positions), self.code_size), dtype=np.uint32)
-        pack_rows(packed, 0, codes)
-        rows = packed[source // _BLOCK, :, source % _BLOCK]
-        self._blocks[positions // _BLOCK, :, positions % _BLOCK] = rows
+        put_rows(self._blocks, np.ascontiguousarray(positions, dtype=np.int64), codes)
         self._scalars[:, positions] = scalars.T
 
     def remove(self, holes: np.ndarray, movers: np.ndarray, n: int) -> None:

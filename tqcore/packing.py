@@ -1,7 +1,8 @@
 """Row-major codes and the blocked layout that the scan reads.
 
-Blocks are uint32 [nb, words, 16]: word w of row i, its bytes 4w to 4w + 3 little-endian and zero padded, is
-``blocks[i // 16, w, i % 16]``.
+Blocks are uint32 [nb, words, 16] and hold the bytes of sixteen rows, zero padded to whole words, in the order in which the
+active SIMD level reads them. Byte c of row i is byte ``4 * (i % 16) + c % 4`` of the line ``blocks[i // 16, c // 4]``, or
+byte ``16 * (c % 4) + i % 16`` where ``_core.by_place()``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 from tqcore import _core
 from tqcore.config import BLOCK_ROWS
 
-__all__ = ["blocks_for", "move_rows", "pack_rows", "unpack_rows"]
+__all__ = ["blocks_for", "move_rows", "pack_rows", "put_rows", "unpack_rows"]
 
 
 def blocks_for(n: int, code_size: int) -> tuple[int, int, int]:
@@ -22,6 +23,11 @@ def blocks_for(n: int, code_size: int) -> tuple[int, int, int]:
 def pack_rows(blocks: np.ndarray, start: int, codes: np.ndarray) -> None:
     """Write uint8 codes [m, code_size] into rows ``start`` to ``start + m - 1`` of `blocks`, in place."""
     _core.pack_rows(blocks, start, np.ascontiguousarray(codes))
+
+
+def put_rows(blocks: np.ndarray, positions: np.ndarray, codes: np.ndarray) -> None:
+    """Write uint8 codes [m, code_size] into rows `positions`, int64 [m], of `blocks`, in place."""
+    _core.put_rows(blocks, positions, np.ascontiguousarray(codes))
 
 
 def move_rows(blocks: np.ndarray, scalars: np.ndarray, rows: np.ndarray, to: np.ndarray) -> None:

@@ -208,14 +208,14 @@ def test_blocks(size):
     expected = blocks.copy()
     for start, stop in [(0, 1), (1, 16), (16, 33), (33, 33), (33, 40), (5, 9)]:
         packing.pack_rows(blocks, start, codes[start:stop])
-        reference_packing.pack_rows(expected, start, codes[start:stop])
+        reference_packing.pack_rows(expected, start, codes[start:stop], _core.by_place())
         np.testing.assert_array_equal(blocks, expected)
     positions = rng.integers(0, 40, 25)
     np.testing.assert_array_equal(packing.unpack_rows(blocks, positions, size), codes[positions])
     np.testing.assert_array_equal(packing.unpack_rows(blocks, slice(3, 30), size), codes[3:30])
     np.testing.assert_array_equal(
         packing.unpack_rows(blocks, positions, size),
-        reference_packing.unpack_rows(expected, positions, size),
+        reference_packing.unpack_rows(expected, positions, size, _core.by_place()),
     )
 
 

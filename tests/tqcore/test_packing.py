@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 
 from tqcore import _core
-from tqcore.packing import blocks_for, move_rows, pack_rows, unpack_rows
+from tqcore.packing import blocks_for, move_rows, pack_rows, put_rows, unpack_rows
 from tqcore.reference import packing as reference
+
+
+
+
+@pytest.fixture(params=_core.simd_levels(), autouse=True)
+def level(request):
+    before = _core.simd_level()
+    assert _core.set_simd(request.param)
+    yield
+    _core.set_simd(before)
 
 
 @pytest.mark.parametrize(
@@ -32,13 +42,26 @@ def test_rows_come_out_as_they_went_in():
 
 
 def test_rows_are_replaced():
-    first, second = np.random.default_rng(1).integers(0, 256, (2, 20, 7), dtype=np.uint8)
-    blocks, expected = np.zeros((2, *blocks_for(20, 7)), np.uint32)
+    first, second = np.random.default_rng(1).integers(0, 256, (2, 40, 7), dtype=np.uint8)
+    blocks, expected = np.zeros((2, *blocks_for(43, 7)), np.uint32)
     for rows in (first, second):
-        pack_rows(blocks, 0, rows)
-        reference.pack_rows(expected, 0, rows)
+        pack_rows(blocks, 3, rows)
+        reference.pack_rows(expected, 3, rows, _core.by_place())
     np.testing.assert_array_equal(blocks, expected)
-    np.testing.assert_array_equal(reference.unpack_rows(expected, slice(3, 19), 7), second[3:19])
+    np.testing.assert_array_equal(reference.unpack_rows(expected, slice(6, 22), 7, _core.by_place()), second[3:19])
+
+
+def test_rows_are_put_one_by_one():
+    codes = np.random.default_rng(3).integers(0, 256, (40, 13), dtype=np.uint8)
+    blocks = np.zeros(blocks_for(40, 13), np.uint32)
+    pack_rows(blocks, 0, codes)
+    positions = np.array([39, 0, 17])
+    put_rows(blocks, positions, codes[:3])
+    codes[positions] = codes[:3].copy()
+    np.testing.assert_array_equal(unpack_rows(blocks, slice(0, 40), 13), codes)
+    for wrong in ([-1, 0, 1], [0, 1, 48], [0, 1]):
+        with pytest.raises(ValueError, match="positions"):
+            put_rows(blocks, np.array(wrong), codes[:3])
 
 
 def test_rows_move_with_their_scalars():

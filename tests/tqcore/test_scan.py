@@ -102,6 +102,7 @@ def test_levels_threads_and_layouts_agree_to_the_bit(code, bits):
     try:
         for name in LEVELS:
             _core.set_simd(name)
+            packing.pack_rows(blocks, 0, codes)
             results += [
                 scan.search(quantizer, form, scalars, q, 20, metric="l2", n=n, threads=threads)
                 for threads in (1, 2, 3)

@@ -229,29 +229,66 @@ void decode_rows(const Code& code, const uint8_t* codes, int64_t n, float* yhat,
     });
 }
 
-void pack_rows(uint32_t* blocks, int words, int64_t start, const uint8_t* codes, int64_t n, int code_size) {
-    for (int64_t i = 0; i < n; ++i) {
-        const int64_t row = start + i;
-        uint32_t* out = blocks + (row / kLanes) * words * kLanes + row % kLanes;
-        const uint8_t* code = codes + i * code_size;
-        for (int w = 0; w < words; ++w) {
-            uint32_t v = 0;
-            std::memcpy(&v, code + 4 * w, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
-            out[(ptrdiff_t)w * kLanes] = v;
-        }
+namespace {
+
+bool by_place() { return kernels()->to_places; }
+
+// Where a row begins. By place, its byte c lies 16 c behind, otherwise 64 (c / 4) + c % 4.
+uint8_t* first_byte(const uint32_t* blocks, int words, int64_t row) {
+    return (uint8_t*)blocks + (row / kLanes) * words * 64 + row % kLanes * (by_place() ? 1 : 4);
+}
+
+void pack_words(uint8_t* to, int words, const uint8_t* code, int code_size) {
+    for (ptrdiff_t w = 0; w < words; ++w) {
+        uint32_t v = 0;
+        std::memcpy(&v, code + 4 * w, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
+        std::memcpy(to + 64 * w, &v, 4);
     }
 }
 
+void pack_row(uint32_t* blocks, int words, int64_t row, const uint8_t* code, int code_size) {
+    uint8_t* to = first_byte(blocks, words, row);
+    if (!by_place()) return pack_words(to, words, code, code_size);
+    for (ptrdiff_t c = 0; c < 4 * words; ++c) to[c * kLanes] = c < code_size ? code[c] : 0;
+}
+
+}  // namespace
+
+void pack_rows(uint32_t* blocks, int words, int64_t start, const uint8_t* codes, int64_t n, int code_size) {
+    for (int64_t i = 0; i < n;) {
+        const int64_t row = start + i;
+        if (!by_place() || row % kLanes || n - i < kLanes) {
+            pack_row(blocks, words, row, codes + i++ * code_size, code_size);
+            continue;
+        }
+        uint32_t* block = blocks + row * words;
+        for (int r = 0; r < kLanes; ++r) pack_words((uint8_t*)(block + r), words, codes + i++ * code_size, code_size);
+        kernels()->to_places(block, words);
+    }
+}
+
+void put_rows(uint32_t* blocks, int words, const int64_t* rows, const uint8_t* codes, int64_t n, int code_size) {
+    for (int64_t i = 0; i < n; ++i) pack_row(blocks, words, rows[i], codes + i * code_size, code_size);
+}
+
 void unpack_row(const uint32_t* blocks, int words, int64_t row, uint8_t* code, int code_size) {
-    const uint32_t* in = blocks + (row / kLanes) * words * kLanes + row % kLanes;
-    for (int w = 0; w < words; ++w)
-        std::memcpy(code + 4 * w, in + (ptrdiff_t)w * kLanes, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
+    const uint8_t* from = first_byte(blocks, words, row);
+    if (by_place()) {
+        for (ptrdiff_t c = 0; c < code_size; ++c) code[c] = from[c * kLanes];
+        return;
+    }
+    for (ptrdiff_t w = 0; w < words; ++w)
+        std::memcpy(code + 4 * w, from + 64 * w, 4 * w + 4 <= code_size ? 4 : code_size - 4 * w);
 }
 
 void move_row(const uint32_t* from, int64_t row, uint32_t* to, int64_t at, int words) {
-    from += (row / kLanes) * words * kLanes + row % kLanes;
-    to += (at / kLanes) * words * kLanes + at % kLanes;
-    for (ptrdiff_t w = 0; w < words; ++w) to[w * kLanes] = from[w * kLanes];
+    const uint8_t* source = first_byte(from, words, row);
+    uint8_t* target = first_byte(to, words, at);
+    if (by_place()) {
+        for (ptrdiff_t c = 0; c < 4 * words; ++c) target[c * kLanes] = source[c * kLanes];
+        return;
+    }
+    for (ptrdiff_t w = 0; w < words; ++w) std::memcpy(target + 64 * w, source + 64 * w, 4);
 }
 
 }  // namespace tq

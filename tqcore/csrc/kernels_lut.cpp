@@ -1,4 +1,4 @@
-// A query's nibble tables: exact in double, then as weighted bytes with bounds on what the bytes lose.
+// A query's nibble tables: exact in double, then in seven bits with bounds on what these lose.
 #include "lanes.h"
 
 namespace tq::TQ_LEVEL {
@@ -9,8 +9,9 @@ typedef double vpart __attribute__((vector_size(8 * kPart)));
 typedef float vpart_float __attribute__((vector_size(4 * kPart)));
 typedef int32_t vpart_int __attribute__((vector_size(4 * kPart)));
 
-constexpr int kMaxWeight = 64;      // 255 * 64 * 2 fits a signed 16-bit sum
-constexpr int kMeanWeight = 8;      // small weights let many sums fit 16 bits, large ones waste less by being whole
+constexpr int kMaxEntry = 127;      // two entries fit a byte
+constexpr int kMaxWeight = 64;      // a factor of the dot-product instructions, which take it as signed
+constexpr double kDeviations = 7;   // of an error that is neglected, with a probability below 5e-11 a row
 constexpr double kRounding = 1e-6;  // float32 arithmetic of the scan, relative to the largest possible sum
 
 static inline vpart load_part(const double* p) { vpart v; memcpy(&v, p, sizeof(v)); return v; }
@@ -47,32 +48,35 @@ void chain_lut(const ChainView* c, const float* q, double* lut) {
     }
 }
 
-// Entries of one nibble as steps above the lowest, at most 255, and the largest errors of both signs.
-static inline void quantize_nibble(const double* lut, double low, double step, uint8_t* out, double* above,
-                                   double* below) {
-    const double inverse = step > 0 ? 1.0 / step : 0.0, nearest_even = 6755399441055744.0;  // 1.5 * 2^52
-    vpart over = {}, under = {};
+// A fraction in [0, 1) for every nibble, without pattern.
+static inline double offset_of(uint32_t slot) {
+    uint32_t x = slot * 0x9E3779B9u + 0x7F4A7C15u;
+    x = (x ^ x >> 16) * 0x85EBCA6Bu;
+    x = (x ^ x >> 13) * 0xC2B2AE35u;
+    return (double)(x >> 8) * 0x1p-24;
+}
+
+// Entries of one nibble in steps above the lowest, each shifted up by `offset` and rounded down.
+static inline void quantize_nibble(const double* lut, double low, double inverse, double offset, uint8_t* out) {
     int32_t levels[16];
 #pragma GCC unroll 8
     for (int p = 0; p < kParts; ++p) {
-        const vpart v = load_part(lut + p * kPart) - low;
-        const vpart level = lesser((v * inverse + nearest_even) - nearest_even, vpart{} + 255.0), error = v - level * step;
-        over = greater(error, over);
-        under = greater(-error, under);
+        const vpart level = lesser((load_part(lut + p * kPart) - low) * inverse + offset, vpart{} + (double)kMaxEntry);
         const vpart_int whole = __builtin_convertvector(level, vpart_int);
         memcpy(levels + p * kPart, &whole, sizeof(whole));
     }
     const vbyte bytes = low_bytes(load(levels));
     memcpy(out, &bytes, sizeof(bytes));
-    *above += largest(over);
-    *below += largest(under);
 }
 
+// Subtractive dither: a number that is shifted by a random offset, rounded down to a multiple of s, shifted back and half
+// a step up is wrong by a number between -s/2 and s/2, uniform whatever the number was. Each nibble has an offset of its
+// own, so the error of a row's sum is the sum of independent numbers of variance s^2 / 12, whatever its code, and exceeds
+// z standard deviations with a probability of at most 2 exp(-z^2 / 2).
 void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
                   QueryBounds* bounds) {
-    double *low = scratch, *range = scratch + n_slots, widest = 0, ranges = 0, magnitude = 0;
-    double base = 0, head_base = 0, head_above = 0;
-    int used = 0;
+    constexpr int kSlots = 8 * kWindow;
+    double *low = scratch, *range = scratch + n_slots, widest = 0, magnitude = 0, base = 0, worst = 0, variance = 0;
     for (int j = 0; j < n_slots; ++j) {
         const double* row = lut + (ptrdiff_t)j * 16;
         vpart least = load_part(row), most = least;
@@ -86,32 +90,38 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
         low[j] = lowest;
         range[j] = highest - lowest;
         widest = range[j] > widest ? range[j] : widest;
-        ranges += range[j];
-        used += range[j] > 0;
         magnitude += -lowest > highest ? -lowest : highest;
-        base += lowest;
-        if (j < head_slots) head_base = base;
     }
-    const double least = widest / kMaxWeight, mean = used ? ranges / used / kMeanWeight : 0.0;
-    const float delta = widest > 0 ? (float)((least > mean ? least : mean) / 255.0) : 1.0f;
-    const double unit = 255.0 * (double)delta;
-    double above = 0, below = 0;
-    memset(weights, 0, sizeof(uint32_t) * (size_t)n_slots / 4);
-    for (int j = 0; j < n_slots; ++j) {
-        int weight = unit > 0 ? (int)(range[j] / unit) + 1 : 1;
-        if (weight > kMaxWeight) weight = kMaxWeight;
-        weights[(j / 8) * 2 + j % 2] |= (uint32_t)weight << (8 * (j % 8 / 2));
-        uint8_t* out = bytes + (ptrdiff_t)(j / 8) * 128 + (j % 2) * 64 + (j % 8 / 2) * 16;
-        quantize_nibble(lut + (ptrdiff_t)j * 16, low[j], weight * (double)delta, out, &above, &below);
-        if (j < head_slots) head_above = above;
+    const float delta = widest > 0 ? (float)(widest / ((kMaxEntry - 1) * (double)kMaxWeight) * (1 + 1e-6)) : 1.0f;
+    bounds->head_base = bounds->head_variance = 0;
+    for (int begin = 0, end; begin < n_slots; begin = end) {
+        end = begin + kSlots < n_slots ? begin + kSlots : n_slots;
+        if (begin < head_slots && head_slots < end) end = head_slots;
+        double most = 0;
+        for (int j = begin; j < end; ++j) most = range[j] > most ? range[j] : most;
+        const int weight = (int)(most / ((kMaxEntry - 1) * (double)delta)) + 1;
+        const double step = weight * (double)delta, inverse = 1.0 / step;
+        for (int j = begin; j < end; ++j) {
+            const double offset = range[j] > 0 ? offset_of((uint32_t)j) : 0.0;
+            quantize_nibble(lut + (ptrdiff_t)j * 16, low[j], inverse, offset,
+                            bytes + (ptrdiff_t)(j / 8) * 128 + (j % 2) * 64 + (j % 8 / 2) * 16);
+            base += low[j];
+            if (range[j] <= 0) continue;
+            base += (0.5 - offset) * step;
+            worst += 0.5 * step;
+            variance += step * step / 12;
+        }
+        for (int w = begin / 8; w < end / 8; ++w) weights[w] = (uint32_t)weight * 0x01010101u;
+        if (end == head_slots) {
+            bounds->head_base = (float)base;
+            bounds->head_variance = (float)variance;
+        }
     }
     const double slack = kRounding * (magnitude + (base < 0 ? -base : base));
     bounds->delta = delta;
     bounds->base = (float)base;
-    bounds->above = (float)(above + slack);
-    bounds->below = (float)(below + slack);
-    bounds->head_base = (float)head_base;
-    bounds->head_above = (float)(head_above + slack);
+    const double likely = kDeviations * __builtin_sqrt(variance);
+    bounds->above = bounds->below = (float)((likely < worst ? likely : worst) + slack);
     bounds->threshold = -__builtin_inff();
 }
 

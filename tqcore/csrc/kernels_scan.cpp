@@ -1,5 +1,5 @@
-// Table scan over the blocked layout: 64 bytes hold four bytes (eight nibbles) of each of sixteen rows.
-// Every level computes the same integers: sum over nibbles of weight * table[nibble].
+// Table scan over the blocked layout: a line of 64 bytes holds four bytes (eight nibbles) of each of sixteen rows.
+// Every level computes the same integers: sum over nibbles of the word's weight * table[nibble].
 #include "lanes.h"
 
 namespace tq::TQ_LEVEL {
@@ -27,7 +27,7 @@ static inline __attribute__((always_inline)) void add_half(const uint32_t* word,
 #pragma GCC unroll 4
     for (int q = 0; q < NQ; ++q) {
         const __m512i table = _mm512_loadu_si512(queries[q].lut + (ptrdiff_t)w * 128 + 64 * kHalf);
-        const __m512i weight = _mm512_set1_epi32((int)queries[q].weights[2 * w + kHalf]);
+        const __m512i weight = _mm512_set1_epi32((int)queries[q].weights[w]);
 #pragma GCC unroll 8
         for (int b = 0; b < NB; ++b)
             add_products(sum[b * NQ + q], _mm512_permutexvar_epi8(index[b], table), weight);
@@ -58,14 +58,15 @@ static void scan_part(const uint32_t* blocks, ptrdiff_t block_stride, int words,
 }
 
 // One word of one block for one query; low and high nibbles go into sums of their own.
-static inline __attribute__((always_inline)) void add_word(const uint32_t* word, const uint8_t* lut,
-                                                           const uint32_t* weights, __m512i& low, __m512i& high) {
+static inline __attribute__((always_inline)) void add_word(const uint32_t* word, const uint8_t* lut, uint32_t weights,
+                                                           __m512i& low, __m512i& high) {
     const __m512i place = _mm512_set1_epi32(0x30201000), nibble = _mm512_set1_epi8(15);
     const __m512i x = _mm512_loadu_si512(word);
     const __m512i l = _mm512_ternarylogic_epi32(x, nibble, place, 0xEA);
     const __m512i h = _mm512_ternarylogic_epi32(_mm512_srli_epi16(x, 4), nibble, place, 0xEA);
-    add_products(low, _mm512_permutexvar_epi8(l, _mm512_loadu_si512(lut)), _mm512_set1_epi32((int)weights[0]));
-    add_products(high, _mm512_permutexvar_epi8(h, _mm512_loadu_si512(lut + 64)), _mm512_set1_epi32((int)weights[1]));
+    const __m512i weight = _mm512_set1_epi32((int)weights);
+    add_products(low, _mm512_permutexvar_epi8(l, _mm512_loadu_si512(lut)), weight);
+    add_products(high, _mm512_permutexvar_epi8(h, _mm512_loadu_si512(lut + 64)), weight);
 }
 
 // One query is bound by memory: it goes through the codes in order of address, with four sums to hide the latency of
@@ -78,10 +79,10 @@ static void scan_one(const uint32_t* blocks, int n_blocks, ptrdiff_t block_strid
         for (int w = 0; w < words; w += 2) {
             const uint32_t* x = blocks + b * block_stride + (ptrdiff_t)w * kLanes;
             _mm_prefetch((const char*)(x + kAhead), _MM_HINT_T0);
-            add_word(x, query.lut + (ptrdiff_t)w * 128, query.weights + 2 * w, s[0], s[1]);
+            add_word(x, query.lut + (ptrdiff_t)w * 128, query.weights[w], s[0], s[1]);
             if (w + 1 == words) break;
             _mm_prefetch((const char*)(x + kAhead + kLanes), _MM_HINT_T0);
-            add_word(x + kLanes, query.lut + (ptrdiff_t)w * 128 + 128, query.weights + 2 * w + 2, s[2], s[3]);
+            add_word(x + kLanes, query.lut + (ptrdiff_t)w * 128 + 128, query.weights[w + 1], s[2], s[3]);
         }
         _mm512_storeu_si512(acc + b * acc_stride,
                             _mm512_add_epi32(_mm512_add_epi32(s[0], s[1]), _mm512_add_epi32(s[2], s[3])));
@@ -114,144 +115,95 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
 
 #elif defined(__AVX2__)
 
-constexpr int kGroup = 8;  // blocks that one query passes through together, and that codes are fetched ahead
+// Blocks hold the bytes of a line by place: those of all sixteen rows at one place fill half a register, whose table
+// VPSHUFB looks up. Two entries of seven bits fit one byte; bytes are added in 16 bits, the odd ones as they are and the
+// even ones with 256 times their neighbour, which is taken off again at the end of a window.
 
-// Nibbles of one word of sixteen rows by byte place, two places a register, so that VPSHUFB can use each place's own
-// table. Rows come out in the order 0-3, 8-11, 4-7, 12-15.
-struct Nibbles { __m256i low[2], high[2]; };
-
-static inline __attribute__((always_inline)) Nibbles by_place(const uint32_t* word) {
+void to_places(uint32_t* blocks, ptrdiff_t lines) {
     const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
                                            13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m256i nibble = _mm256_set1_epi8(15);
-    const __m256i a = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)word), order);
-    const __m256i b = _mm256_shuffle_epi8(_mm256_loadu_si256((const __m256i*)(word + 8)), order);
-    const __m256i x[2] = {_mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8),
-                          _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8)};
-    Nibbles out;
-#pragma GCC unroll 2
-    for (int pair = 0; pair < 2; ++pair) {
-        out.low[pair] = _mm256_and_si256(x[pair], nibble);
-        out.high[pair] = _mm256_and_si256(_mm256_srli_epi16(x[pair], 4), nibble);
+    for (__m128i* line = (__m128i*)blocks; lines-- > 0; line += 4) {
+        // Four rows a lane, then four bytes of each place.
+        __m256i a = _mm256_set_m128i(_mm_loadu_si128(line + 2), _mm_loadu_si128(line));
+        __m256i b = _mm256_set_m128i(_mm_loadu_si128(line + 3), _mm_loadu_si128(line + 1));
+        a = _mm256_shuffle_epi8(a, order);
+        b = _mm256_shuffle_epi8(b, order);
+        _mm256_storeu_si256((__m256i*)line, _mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8));
+        _mm256_storeu_si256((__m256i*)line + 1, _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8));
     }
-    return out;
 }
 
-// Words whose sums stay within 16 bits for all queries of a pass. `weights` holds, for each word, query and pair of
-// places, the weights of a low and a high nibble eight times for one place, then for the other.
-struct Window {
-    static constexpr int kMost = 16;
-    int begin, end;
-    alignas(32) uint8_t weights[kMost * 4][2][32];
-};
+constexpr ptrdiff_t kAhead = 192 * kLanes;  // entries, 12 KiB: memory is asked for so early by a query alone
 
-// Largest sum of both places that share a half register: the weights of four nibbles times the largest table entry.
-static inline uint32_t largest_sum(const uint32_t* weights) {
-    const uint32_t both = weights[0] + weights[1], even = both & 0xFF00FF, odd = both >> 8 & 0xFF00FF;
-    const uint32_t first = (even + (even >> 16)) & 0xFFFF, second = (odd + (odd >> 16)) & 0xFFFF;
-    return 255 * (first > second ? first : second);
-}
-
-template <int NQ>
-static void open_window(const QueryTables* queries, int words, int begin, Window* out) {
-    const __m256i first_pair = _mm256_set_m128i(_mm_set1_epi16(0x0501), _mm_set1_epi16(0x0400));
-    const __m256i second_pair = _mm256_set_m128i(_mm_set1_epi16(0x0703), _mm_set1_epi16(0x0602));
-    uint32_t sums[NQ] = {}, most = 0;
-    int w = begin;
-    for (; w < words && w - begin < Window::kMost; ++w) {
-        for (int q = 0; q < NQ; ++q) {
-            sums[q] += largest_sum(queries[q].weights + 2 * w);
-            most = sums[q] > most ? sums[q] : most;
-        }
-        if (most > 65535) break;
-        for (int q = 0; q < NQ; ++q) {
-            int64_t both;
-            memcpy(&both, queries[q].weights + 2 * w, sizeof(both));
-            const __m256i v = _mm256_set1_epi64x(both);
-            __m256i* to = (__m256i*)out->weights[(w - begin) * NQ + q];
-            _mm256_store_si256(to, _mm256_shuffle_epi8(v, first_pair));
-            _mm256_store_si256(to + 1, _mm256_shuffle_epi8(v, second_pair));
-        }
-    }
-    out->begin = begin;
-    out->end = w;
-}
-
-// acc [16] (+)= the 16-bit sums of rows 0-3 and 8-11, and of 4-7 and 12-15, each of two places.
-static inline __attribute__((always_inline)) void close_window(const __m256i* sum, bool first, int32_t* acc) {
-    const __m256i zero = _mm256_setzero_si256();
-    const __m256i a[2] = {_mm256_unpacklo_epi16(sum[0], zero), _mm256_unpackhi_epi16(sum[0], zero)};
-    const __m256i b[2] = {_mm256_unpacklo_epi16(sum[1], zero), _mm256_unpackhi_epi16(sum[1], zero)};
+// The sums of a window times its weight: sum[0] of even rows and 256 times those of odd ones, sum[1] of odd ones.
+static inline __attribute__((always_inline)) void close_window(const __m256i* sum, uint32_t weight, bool first,
+                                                               int32_t* acc) {
+    const __m256i odd = sum[1], even = _mm256_sub_epi16(sum[0], _mm256_slli_epi16(odd, 8));
+    const __m128i o = _mm_add_epi16(_mm256_castsi256_si128(odd), _mm256_extracti128_si256(odd, 1));
+    const __m128i e = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
+    const __m256i w = _mm256_set1_epi32((int)(weight & 255));
+    const __m128i rows[2] = {_mm_unpacklo_epi16(e, o), _mm_unpackhi_epi16(e, o)};
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
         __m256i* out = (__m256i*)(acc + 8 * half);
-        const __m256i rows = _mm256_add_epi32(_mm256_permute2x128_si256(a[half], b[half], 0x20),
-                                              _mm256_permute2x128_si256(a[half], b[half], 0x31));
-        _mm256_storeu_si256(out, first ? rows : _mm256_add_epi32(_mm256_loadu_si256(out), rows));
+        const __m256i sums = _mm256_mullo_epi32(_mm256_cvtepu16_epi32(rows[half]), w);
+        _mm256_storeu_si256(out, first ? sums : _mm256_add_epi32(_mm256_loadu_si256(out), sums));
     }
 }
 
-// One window of NB blocks for NQ queries with all sums in registers.
+// Words [begin, end), at most a window, of NB blocks for NQ queries with all sums in registers.
 template <int NB, int NQ>
 static inline __attribute__((always_inline)) void scan_window(const uint32_t* blocks, ptrdiff_t block_stride,
-                                                              const QueryTables* queries, const Window& window,
+                                                              const QueryTables* queries, int begin, int end,
                                                               int32_t* acc, ptrdiff_t acc_stride) {
+    const __m256i nibble = _mm256_set1_epi8(15);
     __m256i sum[NB * NQ][2];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < NB * NQ; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
-    for (int w = window.begin; w < window.end; ++w) {
-        Nibbles x[NB];
+    for (int w = begin; w < end; ++w) {
 #pragma GCC unroll 2
-        for (int b = 0; b < NB; ++b) {
-            const uint32_t* word = blocks + b * block_stride + (ptrdiff_t)w * kLanes;
-            _mm_prefetch((const char*)(word + kGroup * block_stride), _MM_HINT_T0);
-            x[b] = by_place(word);
-        }
+        for (int pair = 0; pair < 2; ++pair) {
+            __m256i low[NB], high[NB];
 #pragma GCC unroll 4
-        for (int q = 0; q < NQ; ++q) {
-            const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
-#pragma GCC unroll 2
-            for (int pair = 0; pair < 2; ++pair) {
-                const __m256i low = _mm256_loadu_si256((const __m256i*)(lut + 32 * pair));
-                const __m256i high = _mm256_loadu_si256((const __m256i*)(lut + 64 + 32 * pair));
-                const __m256i weight = _mm256_load_si256(
-                    (const __m256i*)window.weights[(w - window.begin) * NQ + q][pair]);
-#pragma GCC unroll 2
+            for (int b = 0; b < NB; ++b) {
+                const uint32_t* half_line = blocks + b * block_stride + (ptrdiff_t)w * kLanes + 8 * pair;
+                if (NQ == 1 && pair == 0) _mm_prefetch((const char*)(half_line + kAhead), _MM_HINT_T0);
+                const __m256i x = _mm256_loadu_si256((const __m256i*)half_line);
+                low[b] = _mm256_and_si256(x, nibble);
+                high[b] = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+            }
+#pragma GCC unroll 4
+            for (int q = 0; q < NQ; ++q) {
+                const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128 + 32 * pair;
+                const __m256i of_low = _mm256_loadu_si256((const __m256i*)lut);
+                const __m256i of_high = _mm256_loadu_si256((const __m256i*)(lut + 64));
+#pragma GCC unroll 4
                 for (int b = 0; b < NB; ++b) {
                     __m256i* s = sum[b * NQ + q];
-                    const __m256i l = _mm256_shuffle_epi8(low, x[b].low[pair]);
-                    const __m256i h = _mm256_shuffle_epi8(high, x[b].high[pair]);
-                    s[0] = _mm256_add_epi16(s[0], _mm256_maddubs_epi16(_mm256_unpacklo_epi8(l, h), weight));
-                    s[1] = _mm256_add_epi16(s[1], _mm256_maddubs_epi16(_mm256_unpackhi_epi8(l, h), weight));
+                    const __m256i both = _mm256_add_epi8(_mm256_shuffle_epi8(of_low, low[b]),
+                                                         _mm256_shuffle_epi8(of_high, high[b]));
+                    s[0] = _mm256_add_epi16(s[0], both);
+                    s[1] = _mm256_add_epi16(s[1], _mm256_srli_epi16(both, 8));
                 }
             }
         }
     }
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int i = 0; i < NB * NQ; ++i)
-        close_window(sum[i], window.begin == 0, acc + (ptrdiff_t)(i / NQ) * acc_stride + i % NQ * kLanes);
+        close_window(sum[i], queries[i % NQ].weights[begin], begin == 0, acc + (i / NQ) * acc_stride + i % NQ * kLanes);
 }
 
-// Queries that share the reordering of the codes go through few words of many blocks, so that their tables stay in the
-// first-level cache; one query goes through few blocks at a time, so that codes come nearly in order of address.
 template <int NB, int NQ>
 static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_stride, int words,
                          const QueryTables* queries, int32_t* acc, ptrdiff_t acc_stride) {
-    const int step = NQ == 1 ? kGroup : n_blocks;
-    for (int first = 0; first < n_blocks; first += step) {
-        const int last = first + step < n_blocks ? first + step : n_blocks;
-        Window window;
-        for (int w = 0; w < words; w = window.end) {
-            open_window<NQ>(queries, words, w, &window);
-            int b = first;
-            for (; b + NB <= last; b += NB)
-                scan_window<NB, NQ>(blocks + b * block_stride, block_stride, queries, window, acc + b * acc_stride,
-                                    acc_stride);
-            for (; b < last; ++b)
-                scan_window<1, NQ>(blocks + b * block_stride, block_stride, queries, window, acc + b * acc_stride,
-                                   acc_stride);
-        }
-    }
+    const auto windows = [&]<int kBlocks>(int b) {
+        for (int w = 0; w < words; w += kWindow)
+            scan_window<kBlocks, NQ>(blocks + b * block_stride, block_stride, queries, w,
+                                     w + kWindow < words ? w + kWindow : words, acc + b * acc_stride, acc_stride);
+    };
+    int b = 0;
+    for (; b + NB <= n_blocks; b += NB) windows.template operator()<NB>(b);
+    for (; NB > 1 && b < n_blocks; ++b) windows.template operator()<1>(b);
 }
 
 void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
@@ -260,12 +212,11 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
     int q = 0;
     for (; q + 4 <= n_queries; q += 4)
         scan_queries<1, 4>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
-    if (n_queries - q >= 2) {
-        scan_queries<1, 2>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
-        q += 2;
-    }
-    if (n_queries - q == 1)
-        scan_queries<2, 1>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
+    const auto rest = n_queries - q == 3   ? scan_queries<1, 3>
+                      : n_queries - q == 2 ? scan_queries<2, 2>
+                      : n_queries - q == 1 ? scan_queries<4, 1>
+                                           : nullptr;
+    if (rest) rest(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
 }
 
 #elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
@@ -280,12 +231,11 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
                 const uint8_t* x = (const uint8_t*)(blocks + ((ptrdiff_t)b * block_words + w) * kLanes);
                 const uint8x16x4_t t0 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128);
                 const uint8x16x4_t t1 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128 + 64);
-                const uint8x16_t w0 = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[2 * w]));
-                const uint8x16_t w1 = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[2 * w + 1]));
+                const uint8x16_t weight = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[w]));
                 for (int k = 0; k < 4; ++k) {
                     const uint8x16_t v = vld1q_u8(x + 16 * k);
-                    sum[k] = vdotq_u32(sum[k], vqtbl4q_u8(t0, vorrq_u8(vandq_u8(v, nibble), place)), w0);
-                    sum[k] = vdotq_u32(sum[k], vqtbl4q_u8(t1, vorrq_u8(vshrq_n_u8(v, 4), place)), w1);
+                    sum[k] = vdotq_u32(sum[k], vqtbl4q_u8(t0, vorrq_u8(vandq_u8(v, nibble), place)), weight);
+                    sum[k] = vdotq_u32(sum[k], vqtbl4q_u8(t1, vorrq_u8(vshrq_n_u8(v, 4), place)), weight);
                 }
             }
             uint32_t* out = (uint32_t*)acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
@@ -304,14 +254,12 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
             for (int w = 0; w < words; ++w) {
                 const uint32_t* x = blocks + ((ptrdiff_t)b * block_words + w) * kLanes;
                 const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
-                const uint32_t *weights = queries[q].weights + 2 * w;
-                for (int p = 0; p < 4; ++p) {
-                    const int w0 = weights[0] >> (8 * p) & 255, w1 = weights[1] >> (8 * p) & 255;
+                const int weight = (int)(queries[q].weights[w] & 255);
+                for (int p = 0; p < 4; ++p)
                     for (int l = 0; l < kLanes; ++l) {
                         const int byte = x[l] >> (8 * p) & 255;
-                        out[l] += lut[16 * p + (byte & 15)] * w0 + lut[64 + 16 * p + (byte >> 4)] * w1;
+                        out[l] += (lut[16 * p + (byte & 15)] + lut[64 + 16 * p + (byte >> 4)]) * weight;
                     }
-                }
             }
         }
 }

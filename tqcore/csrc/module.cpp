@@ -219,6 +219,17 @@ void pack(const InOut<uint32_t, 3>& blocks, int64_t start, const In<uint8_t, 2>&
     tq::pack_rows(blocks.data(), (int)words, start, codes.data(), codes.shape(0), (int)codes.shape(1));
 }
 
+void put(const InOut<uint32_t, 3>& blocks, const In<int64_t, 1>& positions, const In<uint8_t, 2>& codes) {
+    const size_t words = (codes.shape(1) + 3) / 4;
+    check(blocks.shape(1) == words && blocks.shape(2) == tq::kLanes, "blocks: shape must be [n, ceil(code_size/4), 16]");
+    check(positions.shape(0) == codes.shape(0), "positions and codes must be of one length");
+    const int64_t end = (int64_t)blocks.shape(0) * tq::kLanes;
+    for (size_t i = 0; i < positions.shape(0); ++i)
+        check(positions.data()[i] >= 0 && positions.data()[i] < end, "positions: must lie inside the blocks");
+    nb::gil_scoped_release release;
+    tq::put_rows(blocks.data(), (int)words, positions.data(), codes.data(), codes.shape(0), (int)codes.shape(1));
+}
+
 void move_rows(const InOut<uint32_t, 3>& blocks, const InOut<float, 2>& scalars, const In<int64_t, 1>& from,
                const In<int64_t, 1>& to) {
     const int64_t n = (int64_t)std::min(blocks.shape(0) * tq::kLanes, scalars.shape(1));
@@ -471,6 +482,8 @@ NB_MODULE(_core, m) {
           "threads"_a = 0);
     m.def("decode", &decode, "code"_a, "codes"_a, "threads"_a = 0);
     m.def("lut", &lut, "code"_a, "q"_a);
+    m.def("by_place", [] { return tq::kernels()->to_places != nullptr; });
+    m.def("put_rows", &put, "blocks"_a, "positions"_a, "codes"_a);
     m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
     m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);

@@ -12,7 +12,7 @@ void Tables::build(const Code& code, const float* q, int head_words) {
     build_exact(code, q);
     const int slots = code.words() * 8;
     bytes_.resize((size_t)slots * 16);
-    weights_.resize((size_t)slots / 4);
+    weights_.resize((size_t)slots / 8);
     scratch_.resize((size_t)slots * 2);
     kernels()->quantize_lut(exact_.data(), slots, 8 * head_words, scratch_.data(), bytes_.data(), weights_.data(), &bounds);
 }

@@ -13,7 +13,7 @@ public:
     // The exact tables and the bytes that are scanned.
     void build(const Code& code, const float* q, int head_words);
     // From a word on.
-    QueryTables view(int word = 0) const { return {bytes_.data() + (ptrdiff_t)word * 128, weights_.data() + 2 * word}; }
+    QueryTables view(int word = 0) const { return {bytes_.data() + (ptrdiff_t)word * 128, weights_.data() + word}; }
     const double* exact() const { return exact_.data(); }
     QueryBounds bounds{};
 

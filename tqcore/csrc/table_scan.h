@@ -89,14 +89,14 @@ public:
 
 private:
     // Bounds of a score from the first words: unbiased once divided by their share of the energy, and uncertain by
-    // as much as the rest would add.
+    // as much as the rest would add and the tables lose.
     QueryBounds head_bounds(const QueryBounds& whole, const float* q) const {
         const int d = rows_.code->parts[0].chain->view().d;
-        const double share = rows_.head.share, error = std::sqrt(kernels()->dot(q, q, d) * (1.0 - share) / share);
+        const double share = rows_.head.share, rest = kernels()->dot(q, q, d) * (1.0 - share) / share;
         QueryBounds out = whole;
         out.delta = (float)(whole.delta / share);
         out.base = (float)(whole.head_base / share);
-        out.above = (float)(whole.head_above / share + rows_.head.deviations * error);
+        out.above = (float)(rows_.head.deviations * std::sqrt(rest + whole.head_variance / (share * share)));
         return out;
     }
 

@@ -48,21 +48,28 @@ def blocks_for(n, code_size):
     return -(-n // _BLOCK), -(-code_size // 4), _BLOCK
 
 
-def pack_rows(blocks, start, codes):
+def _bytes(blocks, i, byte, by_place):
+    """The line of `blocks` as bytes, and the place there of a byte of row `i`."""
+    line = blocks[i // _BLOCK, byte // 4].view(np.uint8)
+    place, lane = byte % 4, i % _BLOCK
+    return line, _BLOCK * place + lane if by_place else 4 * lane + place
+
+
+def pack_rows(blocks, start, codes, by_place=False):
     """Write rows uint8 [m, code_size] into uint32 `blocks` at positions from `start` on, in place."""
     for i, row in enumerate(codes, start):
         for byte, value in enumerate(row):
-            shift = 8 * (byte % 4)
-            word = int(blocks[i // _BLOCK, byte // 4, i % _BLOCK]) & ~(0xFF << shift)
-            blocks[i // _BLOCK, byte // 4, i % _BLOCK] = word | int(value) << shift
+            line, at = _bytes(blocks, i, byte, by_place)
+            line[at] = value
 
 
-def unpack_rows(blocks, positions, code_size):
+def unpack_rows(blocks, positions, code_size, by_place=False):
     """Rows uint8 [m, code_size] at `positions` (int [m], or a slice with bounds) of uint32 `blocks`."""
     if isinstance(positions, slice):
         positions = range(positions.start, positions.stop)
     rows = np.zeros((len(positions), code_size), dtype=np.uint8)
     for k, i in enumerate(positions):
         for byte in range(code_size):
-            rows[k, byte] = int(blocks[i // _BLOCK, byte // 4, i % _BLOCK]) >> (8 * (byte % 4)) & 0xFF
+            line, at = _bytes(blocks, i, byte, by_place)
+            rows[k, byte] = line[at]
     return rows
