@@ -273,7 +273,10 @@ private:
                 int32_t more[4 * kLanes];
                 kernels()->scan(from.blocks + ((ptrdiff_t)b * words_ + head) * kLanes, run, words_, words_ - head, &rest,
                                 1, more);
-                for (int i = 0; i < run * kLanes; ++i) acc[(b + i / kLanes) * stride + i % kLanes] += more[i];
+                for (int i = 0; i < run; ++i) {
+                    int32_t* sums = acc + (b + i) * stride;
+                    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += more[i * kLanes + lane];
+                }
             }
             run += run == 0;
         }
