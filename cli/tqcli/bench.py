@@ -224,7 +224,11 @@ def _axis(name: str) -> str:
     show_default=True,
     help="cuda measures on the GPU, beside faiss-gpu and a bfloat16 product, with its own defaults of the axes.",
 )
-@click.option("--updates-n", type=int, help="Vectors of the updates. Default 20,000; with --full 100,000.")
+@click.option(
+    "--updates-n",
+    type=int,
+    help="Vectors of the updates. Default 20,000, with --full 100,000; 1,000,000 for one query by threads.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", default="tq-results", show_default=True, help="Folder for record, PNG and HTML.")
 @click.option("--name", help="File name of the record, without suffix.")

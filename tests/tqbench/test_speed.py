@@ -33,7 +33,7 @@ from tqbench.tables import render
 pytest.importorskip("faiss", reason="the baselines need faiss-cpu")
 TINY = Grid(("isotropic", "uncentred"), (32,), (2, 3), (300,), (1, 20), (10,), (1, 2))
 FAST = SpeedSettings(repeats=2, seconds=0.001, singles=5, recall_queries=30)
-UPDATES = UpdateSettings(d=24, rows=400, thread_rows=900, singles=20, rivals=("pq-fs",), repeats=1)
+UPDATES = UpdateSettings(d=24, rows=400, thread_rows=900, singles=20, rivals=("pq-fs", "pq"), pairs=2)
 
 
 @pytest.fixture(scope="module")
@@ -181,17 +181,32 @@ def test_read_speed_and_limits(monkeypatch):
 
 def test_updates(record):
     found = record["updates"]
-    assert [row["method"] for row in found["builds"]] == ["chain", "pq-fs"]
+    assert [(row["method"], row["status"]) for row in found["builds"]] == [
+        ("chain", "ok"),
+        ("pq-fs", "ok"),
+        ("pq", "ok"),
+    ]
     assert found["add_one_seconds"] > 0
     assert found["remove_one_seconds"] > found["remove_many_seconds"] / 10 > 0
     assert set(found["filters"]) == {"none", "spread", "neighbouring"}
-    assert found["threads"]["rows"] == 900
+    assert found["threads"]["rows"] == {"1": 900, "256": 400}
     assert set(found["threads"]["seconds"]) == {"1", "256"}
+    assert set(found["threads"]["ratios"]["1"]) == {"2"}
     assert update_table({**record, "updates": None}) is None
-    assert update_settings(full=True).thread_rows == 1_000_000
-    assert update_settings(rows=500).rows == 500
+    assert (update_settings().rows, update_settings(full=True).rows) == (20_000, 100_000)
+    assert "pq" in update_settings().rivals
+    assert (update_settings(rows=500).rows, update_settings(rows=500).thread_rows) == (500, 500)
     with pytest.raises(BenchError, match="updates-n must be at least 100"):
         update_settings(rows=3)
+
+
+def test_threads_of_older_records_are_shown(record):
+    older = {"rows": 900, "seconds": {"1": {"1": 2e-3, "2": 1e-3}}}
+    updates = {**record["updates"], "threads": older}
+    last = update_table({**record, "updates": updates}).rows[-1]
+    assert last == ("one query of 900 vectors, 2 threads", "1.00 ms", "2.00 times as fast as one")
+    updates["threads"] = {"rows": {"1": 900}, "seconds": older["seconds"], "ratios": {"1": {"2": 1.7}}}
+    assert update_table({**record, "updates": updates}).rows[-1][2] == "1.70 times as fast as one"
 
 
 def test_grids():

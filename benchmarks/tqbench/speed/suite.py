@@ -31,12 +31,7 @@ def update_settings(full: bool = False, rows: int | None = None, threads: int = 
     """
     if rows is not None and rows < 100:
         raise BenchError(f"updates-n must be at least 100, got {rows}")
-    quick = UpdateSettings(threads=threads)
-    made = (
-        replace(quick, rows=100_000, thread_rows=1_000_000, rivals=("turbovec", "pq-fs", "pq"))
-        if full
-        else quick
-    )
+    made = UpdateSettings(threads=threads, rows=100_000 if full else UpdateSettings.rows)
     return made if rows is None else replace(made, rows=rows, thread_rows=rows)
 
 

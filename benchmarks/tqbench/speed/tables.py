@@ -205,12 +205,21 @@ def update_table(record: dict[str, Any]) -> Table | None:
         seconds = found["filters"][name]
         what = f"one query, 1% allowed, {name} ids"
         rows.append((what, f"{seconds * 1e3:.3f} ms", f"{whole / seconds:.1f} times as fast as unfiltered"))
-    for nq, seconds in found["threads"]["seconds"].items():
+    rows += _thread_rows(found["threads"])
+    return Table("Updates, filters and threads", ("what", "time", "ratio"), rows)
+
+
+def _thread_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for nq, seconds in found["seconds"].items():
         one, *others = seconds.items()
         for threads, taken in others:
-            what = f"{_queries(int(nq))} of {found['threads']['rows']:,} vectors, {threads} threads"
-            rows.append((what, f"{taken * 1e3:.2f} ms", f"{one[1] / taken:.2f} times as fast as one"))
-    return Table("Updates, filters and threads", ("what", "time", "ratio"), rows)
+            # Older records have one index and no pairs.
+            n = found["rows"][nq] if "ratios" in found else found["rows"]
+            ratio = found["ratios"][nq][threads] if "ratios" in found else one[1] / taken
+            what = f"{_queries(int(nq))} of {n:,} vectors, {threads} threads"
+            rows.append((what, f"{taken * 1e3:.2f} ms", f"{ratio:.2f} times as fast as one"))
+    return rows
 
 
 def markdown(record: dict[str, Any], table: Table | None) -> str:
