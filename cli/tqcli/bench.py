@@ -253,7 +253,8 @@ def speed(
     """Search speed beside the fast rivals in every cell of a grid, all in one interleaved run.
 
     Prints our speed and recall, the fastest rival's, and the fastest of equal recall; what share of the machine's
-    limits we reach; updates; and the medians of the ratios. Writes a record, a PNG and one HTML page.
+    limits we reach; updates; our fastest code of any width that finds no less in no more bytes; and the medians of the
+    ratios. Writes a record, a PNG and one HTML page.
     """
     if device == "cuda":
         from tqbench.on_device import run_device_speed
