@@ -224,7 +224,11 @@ def _axis(name: str) -> str:
     show_default=True,
     help="cuda measures on the GPU, beside faiss-gpu and a bfloat16 product, with its own defaults of the axes.",
 )
-@click.option("--updates-n", type=int, help="Vectors of the updates. Default 20,000; with --full 100,000.")
+@click.option(
+    "--updates-n",
+    type=int,
+    help="Vectors of the updates. Default 20,000, with --full 100,000; 1,000,000 for one query by threads.",
+)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--out", default="tq-results", show_default=True, help="Folder for record, PNG and HTML.")
 @click.option("--name", help="File name of the record, without suffix.")
@@ -249,7 +253,8 @@ def speed(
     """Search speed beside the fast rivals in every cell of a grid, all in one interleaved run.
 
     Prints our speed and recall, the fastest rival's, and the fastest of equal recall; what share of the machine's
-    limits we reach; updates; and the medians of the ratios. Writes a record, a PNG and one HTML page.
+    limits we reach; updates; our fastest code of any width that finds no less in no more bytes; and the medians of the
+    ratios. Writes a record, a PNG and one HTML page.
     """
     if device == "cuda":
         from tqbench.on_device import run_device_speed

@@ -18,12 +18,12 @@ from tqbench.records import write_record
 from tqbench.sources import SourceOptions
 from tqbench.speed.cells import SpeedSettings
 from tqbench.speed.display import print_speed
-from tqbench.speed.grid import FULL, QUICK, SPEED_METHODS, Cell, Grid, cases_of, make_grid
-from tqbench.speed.limits import SCAN_COSTS, machine_limits, read_speed
-from tqbench.speed.matching import matches
+from tqbench.speed.grid import FULL, QUICK, SPEED_METHODS, Cell, Grid, cases_of, lower_cases, make_grid
+from tqbench.speed.limits import machine_limits, read_speed
+from tqbench.speed.matching import side_by_side
 from tqbench.speed.page import write_speed_report
 from tqbench.speed.sets import speed_sets
-from tqbench.speed.standing import code_bytes, shares, standings, summaries
+from tqbench.speed.standing import code_bytes, standings
 from tqbench.speed.suite import run_speed, update_settings
 from tqbench.speed.tables import SPEED_TABLES, group_table, limit_table, update_table
 from tqbench.speed.updates import UpdateSettings
@@ -33,7 +33,7 @@ from tqbench.tables import render
 pytest.importorskip("faiss", reason="the baselines need faiss-cpu")
 TINY = Grid(("isotropic", "uncentred"), (32,), (2, 3), (300,), (1, 20), (10,), (1, 2))
 FAST = SpeedSettings(repeats=2, seconds=0.001, singles=5, recall_queries=30)
-UPDATES = UpdateSettings(d=24, rows=400, thread_rows=900, singles=20, rivals=("pq-fs",), repeats=1)
+UPDATES = UpdateSettings(d=24, rows=400, thread_rows=900, singles=20, rivals=("pq-fs", "pq"), pairs=2)
 
 
 @pytest.fixture(scope="module")
@@ -64,108 +64,34 @@ def test_every_group_has_every_cell(record):
             assert all(0 < low <= middle <= high for middle, low, high in cell["qps"].values())
 
 
+def test_lower_widths_that_match_a_rival_are_timed_beside_it(record):
+    for group in record["results"]:
+        rows = [row for row in group["methods"] if row["status"] == "ok"]
+        rivals = [row for row in rows if row["family"] != "tqann"]
+        lower = [row for row in rows if row["bits"] < group["bits"]]
+        assert len({row["method"] for row in rows}) == len(rows)
+        for row in lower:
+            assert row["method"] in {f"{code}-{row['bits']:g}" for code in ("chain", "calibrated")}
+            assert any(matched(row, rival) for rival in rivals)
+        shown = {line[0] for line in group_table(group).rows}
+        assert {f"{row['label']}, {row['bits']:g} bits" for row in lower} <= shown
+    # A plan finds with half the bits more than RaBitQ on this set, whose mean is far from zero.
+    assert "calibrated-1" in record["results"][2]["cells"][0]["qps"]
+    assert side_by_side(record)
+
+
+def matched(row, rival):
+    fields = ("recall_10_at_10", "bytes_per_vector")
+    recall, size = (row[name] - rival[name] for name in fields)
+    return recall >= 0 >= size
+
+
 def test_record_is_json_and_tells_its_grid(record):
     again = json.loads(json.dumps(record, allow_nan=False))
     assert again["suite"] == "speed"
     assert again["settings"]["grid"]["bits"] == [2, 3]
     assert again["limits"]["read_gb_s"] > 0
     assert set(again["limits"]["same_size_gb_s"]) == {str(code_bytes(300, 32, b)) for b in (2, 3)}
-
-
-def made_record(rows, qps, **limits):
-    """One cell by hand: rows of (method, family, recall), queries/s by method."""
-    methods = [
-        {
-            "method": name,
-            "label": name,
-            "family": family,
-            "status": "ok",
-            "bytes_per_vector": 100.0,
-            "recall_10_at_10": recall,
-        }
-        for name, family, recall in rows
-    ]
-    cell = {"nq": 1, "k": 10, "threads": 1, "qps": {name: [v, v, v] for name, v in qps.items()}}
-    group = {"set": "real", "n": 1600, "d": 64, "bits": 4, "methods": methods, "cells": [cell]}
-    return {"results": [group], "limits": limits}
-
-
-def test_ratios_by_hand():
-    rows = [
-        ("chain", "tqann", 0.90),
-        ("calibrated", "tqann", 0.95),
-        ("quick", "x", 0.60),
-        ("near", "x", 0.896),
-        ("exact", "x", 0.99),
-    ]
-    qps = {"chain": 200.0, "calibrated": 100.0, "quick": 400.0, "near": 100.0, "exact": 10.0}
-    oblivious, calibrated = standings(made_record(rows, qps))
-    assert (oblivious.fastest.label, oblivious.ratio) == ("quick", 0.5)
-    assert (oblivious.equal.label, oblivious.equal_ratio) == ("near", 2.0)
-    assert (calibrated.fastest.label, calibrated.ratio) == ("quick", 0.25)
-    assert (calibrated.equal.label, calibrated.equal_ratio) == ("exact", 10.0)
-    first, second = summaries([oblivious, calibrated])
-    assert (first.cells, first.median, first.leads, first.outfound, first.unmatched) == (1, 0.5, 0, 0, 0)
-    assert (second.equal_median, second.equal_leads) == (10.0, 1)
-
-
-def test_a_rival_that_finds_more_is_told_and_none_is_told():
-    rows = [("chain", "tqann", 0.90), ("better", "x", 0.93)]
-    record = made_record(rows, {"chain": 50.0, "better": 100.0})
-    (one,) = standings(record)
-    assert summaries([one])[0].outfound == 1
-    rows = [("chain", "tqann", 0.90), ("worse", "x", 0.80)]
-    (alone,) = standings(made_record(rows, {"chain": 50.0, "worse": 100.0}))
-    assert alone.equal is None
-    assert alone.equal_ratio is None
-    (summary,) = summaries([alone])
-    assert (summary.unmatched, summary.equal_median) == (1, None)
-
-
-def test_matches_take_any_width_of_ours():
-    rows = [("chain", "tqann", 0.90), ("fast", "x", 0.80), ("slow", "x", 0.99)]
-    record = made_record(rows, {"chain": 50.0, "fast": 100.0, "slow": 1.0})
-    (narrow,) = made_record([("calibrated", "tqann", 0.85)], {"calibrated": 150.0})["results"]
-    narrow["bits"], narrow["methods"][0]["bytes_per_vector"] = 2, 50.0
-    record["results"].append(narrow)
-    (match,) = matches(record)
-    assert (match.bits, match.rival, match.ours, match.ratio) == (4, "fast", "calibrated at 2 bits", 1.5)
-    narrow["methods"][0]["recall_10_at_10"] = 0.7
-    assert matches(record)[0].ours == "chain at 4 bits"
-    record["results"][0]["methods"][0]["bytes_per_vector"] = 101.0
-    assert (matches(record)[0].ours, matches(record)[0].ratio) == (None, None)
-
-
-def test_shares_by_hand():
-    size = code_bytes(1600, 64, 4)
-    limits = {
-        "read_gb_s": 10.0,
-        "same_size_gb_s": {str(size): 20.0},
-        "clock_ghz": 1.0,
-        "simd": "avx512",
-    }
-    record = made_record([("chain", "tqann", 0.9)], {"chain": 5e9 / size}, **limits)
-    (share,) = shares(record)
-    assert share.gb_s == pytest.approx(5)
-    assert share.memory == pytest.approx(0.5)
-    assert share.same_size == pytest.approx(0.25)
-    assert share.instructions == pytest.approx(5e9 / 64 * 3.5 / 1e9)
-    record["limits"]["simd"] = "scalar"
-    assert shares(record)[0].instructions is None
-
-
-@pytest.mark.parametrize(
-    ("n", "d", "bits", "expected"),
-    [(1, 64, 4, 512), (16, 64, 4, 512), (17, 64, 4, 1024), (100_000, 1536, 4, 76_800_000), (16, 9, 1, 64)],
-)
-def test_bytes_that_a_scan_reads(n, d, bits, expected):
-    assert code_bytes(n, d, bits) == expected
-
-
-def test_scan_costs_are_at_least_two_lookups_and_two_products():
-    for (level, _), cost in SCAN_COSTS.items():
-        assert cost.instructions > cost.vector >= 4, level
-        assert cost.cycles >= cost.vector / cost.ports
 
 
 def test_read_speed_and_limits(monkeypatch):
@@ -181,17 +107,32 @@ def test_read_speed_and_limits(monkeypatch):
 
 def test_updates(record):
     found = record["updates"]
-    assert [row["method"] for row in found["builds"]] == ["chain", "pq-fs"]
+    assert [(row["method"], row["status"]) for row in found["builds"]] == [
+        ("chain", "ok"),
+        ("pq-fs", "ok"),
+        ("pq", "ok"),
+    ]
     assert found["add_one_seconds"] > 0
     assert found["remove_one_seconds"] > found["remove_many_seconds"] / 10 > 0
     assert set(found["filters"]) == {"none", "spread", "neighbouring"}
-    assert found["threads"]["rows"] == 900
+    assert found["threads"]["rows"] == {"1": 900, "256": 400}
     assert set(found["threads"]["seconds"]) == {"1", "256"}
+    assert set(found["threads"]["ratios"]["1"]) == {"2"}
     assert update_table({**record, "updates": None}) is None
-    assert update_settings(full=True).thread_rows == 1_000_000
-    assert update_settings(rows=500).rows == 500
+    assert (update_settings().rows, update_settings(full=True).rows) == (20_000, 100_000)
+    assert "pq" in update_settings().rivals
+    assert (update_settings(rows=500).rows, update_settings(rows=500).thread_rows) == (500, 500)
     with pytest.raises(BenchError, match="updates-n must be at least 100"):
         update_settings(rows=3)
+
+
+def test_threads_of_older_records_are_shown(record):
+    older = {"rows": 900, "seconds": {"1": {"1": 2e-3, "2": 1e-3}}}
+    updates = {**record["updates"], "threads": older}
+    last = update_table({**record, "updates": updates}).rows[-1]
+    assert last == ("one query of 900 vectors, 2 threads", "1.00 ms", "2.00 times as fast as one")
+    updates["threads"] = {"rows": {"1": 900}, "seconds": older["seconds"], "ratios": {"1": {"2": 1.7}}}
+    assert update_table({**record, "updates": updates}).rows[-1][2] == "1.70 times as fast as one"
 
 
 def test_grids():
@@ -214,6 +155,10 @@ def test_methods_of_a_width():
     assert [case.method.name for case in cases_of(4)] == [name for name in SPEED_METHODS if name != "sqtqmse"]
     assert {"sqtqmse", "turbovec"} <= {case.method.name for case in cases_of(2)}
     assert "turbovec-full" not in {case.method.name for case in cases_of(3)}
+    chain, layered, calibrated = lower_cases(4)
+    assert [case.bits for case in chain] == [case.bits for case in calibrated] == [3.5, 3, 2.5, 2, 1.5, 1]
+    assert [case.bits for case in layered] == [3]
+    assert lower_cases(4, ("layered", "pq-fs")) == [layered]
     with pytest.raises(BenchError, match="methods must be among"):
         cases_of(4, ("flat",))
     with pytest.raises(BenchError, match="bits 3 is offered by none"):
@@ -292,9 +237,9 @@ def test_readme_tables(record, tmp_path):
     readme.write_text("".join(f"<!-- table:{k}.mine -->\n<!-- /table:{k}.mine -->\n" for k in SPEED_TABLES))
     assert tables_main([str(readme), "--results", str(results)]) == 0
     text = readme.read_text()
-    assert text.count("median of 2 interleaved repeats") == 6
+    assert text.count("median of 2 interleaved repeats") == 7
     widths = [len(re.findall(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
-    assert set(widths) == {4, 5, 9, 11, 12}
+    assert set(widths) == {4, 5, 7, 9, 11, 12}
     assert tables_main([str(readme), "--results", str(results), "--check"]) == 0
     with pytest.raises(BenchError, match="needs a record of ann, got one of speed"):
         render("recall.mine", results)

@@ -21,6 +21,7 @@ from .grid import Cell, Grid
 __all__ = ["RECALL_DEPTH", "SpeedSettings", "run_group"]
 
 RECALL_DEPTH = 10
+_RECALL = f"recall_{RECALL_DEPTH}_at_{RECALL_DEPTH}"
 _LONGEST_BATCH = 1.0  # seconds; a method that needs more answers a part of the batch
 
 
@@ -46,7 +47,7 @@ class SpeedSettings:
     recall_queries: int = 256
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     case: Case
     host: Host
@@ -54,12 +55,22 @@ class _Running:
     speed: float  # queries/s of the batch that recall was taken from
     qps: list[float] = field(default_factory=list)
 
+    @property
+    def recall(self) -> float:
+        return self.row[_RECALL]
+
+    def matches(self, rival: _Running) -> bool:
+        """Whether this finds no less in no more bytes."""
+        size = "bytes_per_vector"
+        return self.recall >= rival.recall and self.row[size] <= rival.row[size]
+
 
 def run_group(
     data: Dataset,
     truth: np.ndarray,
     bits: float,
     cases: Sequence[Case],
+    lower: Sequence[Sequence[Case]],
     grid: Grid,
     settings: SpeedSettings,
     say: Callable[[str], None] = lambda _: None,
@@ -75,6 +86,9 @@ def run_group(
     bits : float
     cases : sequence of Case
         The methods at this width; their indexes are in memory at once.
+    lower : sequence of sequence of Case
+        For each of our codes its lower widths, falling. The narrowest that finds no less in no more bytes than a rival
+        takes part as one more method, named with its width.
     grid : Grid
     settings : SpeedSettings
     say : callable
@@ -83,19 +97,34 @@ def run_group(
     Returns
     -------
     dict
-        ``methods``: a row each, with bytes, recall and build times, or the reason why it was skipped. ``cells``: for
-        each `nq`, `k` and `threads`, queries/s by method as [median, lowest, highest].
+        ``methods``: a row each, with bits, bytes, recall and build times, or the reason why it was skipped.
+        ``cells``: for each `nq`, `k` and `threads`, queries/s by method as [median, lowest, highest].
     """
     group = {"bits": bits, "n": len(data.base), "d": data.d, "methods": [], "cells": []}
     running: list[_Running] = []
+
+    def start(case: Case) -> _Running | None:
+        say(f"build {case.method.label} {case.bits:g} bits")
+        named = _identity(case, bits)
+        try:
+            running.append(_build(data, truth, case, named, grid, settings))
+        except Unavailable as reason:
+            group["methods"].append({**named, "status": "skipped", "reason": str(reason)})
+            return None
+        group["methods"].append(running[-1].row)
+        return running[-1]
+
+    def stop(one: _Running) -> None:
+        running.remove(one)
+        group["methods"].remove(one.row)
+        one.host.close()
+
     try:
         for case in cases:
-            say(f"build {case.method.label} {bits:g} bits")
-            try:
-                running.append(_build(data, truth, case, grid, settings))
-                group["methods"].append(running[-1].row)
-            except Unavailable as reason:
-                group["methods"].append({**_identity(case), "status": "skipped", "reason": str(reason)})
+            start(case)
+        rivals = [one for one in running if one.case.method.family != "tqann"]
+        for widths in lower if rivals else ():
+            _keep_narrowest(rivals, widths, start, stop)
         for cell in grid.cells:
             if cell.k > len(data.base):
                 continue
@@ -107,11 +136,40 @@ def run_group(
     return group
 
 
-def _identity(case: Case) -> dict[str, Any]:
-    return {"method": case.method.name, "label": case.method.label, "family": case.method.family}
+def _keep_narrowest(
+    rivals: Sequence[_Running],
+    widths: Sequence[Case],
+    start: Callable[[Case], _Running | None],
+    stop: Callable[[_Running], None],
+) -> None:
+    """Keep those of falling widths that are the narrowest to match some rival, until recall is below every rival's."""
+    least = min(rival.recall for rival in rivals)
+    narrowest: dict[_Running, _Running] = {}
+    for case in widths:
+        one = start(case)
+        if one is None:
+            continue
+        held = {one, *narrowest.values()}
+        narrowest |= {rival: one for rival in rivals if one.matches(rival)}
+        for spare in held.difference(narrowest.values()):
+            stop(spare)
+        if one.recall < least:
+            break
 
 
-def _build(data: Dataset, truth: np.ndarray, case: Case, grid: Grid, settings: SpeedSettings) -> _Running:
+def _identity(case: Case, bits: float) -> dict[str, Any]:
+    name = case.method.name if case.bits == bits else f"{case.method.name}-{case.bits:g}"
+    return {"method": name, "label": case.method.label, "family": case.method.family, "bits": case.bits}
+
+
+def _build(
+    data: Dataset,
+    truth: np.ndarray,
+    case: Case,
+    named: dict[str, Any],
+    grid: Grid,
+    settings: SpeedSettings,
+) -> _Running:
     _check_memory(data, case)
     threads = max(grid.threads)
     host = open_host(case, data.d, data.metric, threads, counts=grid.threads)
@@ -122,10 +180,10 @@ def _build(data: Dataset, truth: np.ndarray, case: Case, grid: Grid, settings: S
         found = host.call(found_ids, queries, RECALL_DEPTH, threads=threads)
         speed = len(queries) / (perf_counter() - start)
         row = {
-            **_identity(case),
+            **named,
             "status": "ok",
             "bytes_per_vector": round(host.call(true_bytes, len(data.base), threads=threads), 3),
-            f"recall_{RECALL_DEPTH}_at_{RECALL_DEPTH}": recall_k_at_k(found, truth, RECALL_DEPTH),
+            _RECALL: recall_k_at_k(found, truth, RECALL_DEPTH),
             "train_seconds": trained,
             "add_seconds": added,
         }
@@ -151,9 +209,9 @@ def _cell(data: Dataset, running: list[_Running], cell: Cell, settings: SpeedSet
         for one in running:
             count = _affordable(one.speed, min(cell.nq, len(data.queries)))
             if count < cell.nq:
-                partial[one.case.method.name] = count
+                partial[one.row["method"]] = count
             one.qps.append(_speed(one.host, data.queries, count, cell, settings))
-    qps = {one.case.method.name: [median(one.qps), min(one.qps), max(one.qps)] for one in running}
+    qps = {one.row["method"]: [median(one.qps), min(one.qps), max(one.qps)] for one in running}
     rounded = {name: [float(f"{value:.5g}") for value in values] for name, values in qps.items()}
     return {"nq": cell.nq, "k": cell.k, "threads": cell.threads, "qps": rounded, "partial": partial}
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .tables import Table, cell_tables, limit_table, match_table, origin, summary_table, update_table
+from .tables import (
+    Table,
+    cell_tables,
+    limit_table,
+    match_summary_table,
+    match_table,
+    origin,
+    summary_table,
+    update_table,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,6 +34,7 @@ def print_speed(record: dict[str, Any], console: Console) -> None:
     if updates is not None:
         _print(updates, console)
     _print(match_table(record), console)
+    _print(match_summary_table(record), console)
     _print(summary_table(record), console)
     console.print(f"[dim]{escape(origin(record))}[/]", highlight=False)
 

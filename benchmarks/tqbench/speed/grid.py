@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BenchError
 from ..methods import METHODS, Case
 
-__all__ = ["FULL", "QUICK", "SETS", "SPEED_METHODS", "Cell", "Grid", "cases_of", "make_grid"]
+__all__ = ["FULL", "QUICK", "SETS", "SPEED_METHODS", "Cell", "Grid", "cases_of", "lower_cases", "make_grid"]
 
 SETS = ("real", "isotropic", "uncentred")
 # method -> widths at which it takes part, None for all that it offers
@@ -26,6 +26,7 @@ SPEED_METHODS: dict[str, tuple[float, ...] | None] = {
     "sqtqmse": (1, 2, 3),  # at 4 and 8 bits FAISS's plain scalar quantizer is as large and faster
     "rabitqlib": None,
 }
+_LOWEST = 1  # bits; the narrowest of our codes that are tried below a group's width
 
 
 @dataclass(frozen=True)
@@ -112,4 +113,14 @@ def cases_of(bits: float, names: Sequence[str] = ()) -> list[Case]:
         Case(METHODS[name], bits)
         for name in chosen
         if bits in METHODS[name].bits and bits in (SPEED_METHODS[name] or METHODS[name].bits)
+    ]
+
+
+def lower_cases(bits: float, names: Sequence[str] = ()) -> list[list[Case]]:
+    """Our codes below one width: a list a code, its widths falling."""
+    ours = [METHODS[name] for name in SPEED_METHODS if METHODS[name].family == "tqann"]
+    chosen = [method for method in ours if not names or method.name in names]
+    return [
+        [Case(method, b) for b in sorted(method.bits, reverse=True) if _LOWEST <= b < bits]
+        for method in chosen
     ]

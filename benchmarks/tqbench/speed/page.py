@@ -14,6 +14,7 @@ from .tables import (
     cell_tables,
     group_table,
     limit_table,
+    match_summary_table,
     match_table,
     origin,
     summary_table,
@@ -46,6 +47,7 @@ def speed_page(record: dict[str, Any], picture: bytes) -> str:
     """The whole page; it loads nothing."""
     tables = [
         summary_table(record),
+        match_summary_table(record),
         match_table(record),
         limit_table(record),
         update_table(record),

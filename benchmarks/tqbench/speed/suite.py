@@ -12,7 +12,7 @@ from ..progress import progress_bar
 from ..records import new_record
 from ..sources import SourceOptions
 from .cells import RECALL_DEPTH, SpeedSettings, run_group
-from .grid import Grid, cases_of
+from .grid import Grid, cases_of, lower_cases
 from .limits import machine_limits
 from .sets import speed_sets
 from .standing import code_bytes
@@ -31,12 +31,7 @@ def update_settings(full: bool = False, rows: int | None = None, threads: int = 
     """
     if rows is not None and rows < 100:
         raise BenchError(f"updates-n must be at least 100, got {rows}")
-    quick = UpdateSettings(threads=threads)
-    made = (
-        replace(quick, rows=100_000, thread_rows=1_000_000, rivals=("turbovec", "pq-fs", "pq"))
-        if full
-        else quick
-    )
+    made = UpdateSettings(threads=threads, rows=100_000 if full else UpdateSettings.rows)
     return made if rows is None else replace(made, rows=rows, thread_rows=rows)
 
 
@@ -73,12 +68,14 @@ def run_speed(
     if settings.repeats < 1:
         raise BenchError(f"repeats must be at least 1, got {settings.repeats}")
     cases = {bits: cases_of(bits, methods) for bits in grid.bits}
+    lower = {bits: lower_cases(bits, methods) for bits in grid.bits}
     empty = [f"{bits:g}" for bits, own in cases.items() if not own]
     if empty:
         raise BenchError(f"bits {', '.join(empty)} is offered by none of the chosen methods")
     results: list[dict[str, Any]] = []
     with progress_bar(quiet) as bar:
-        steps = len(grid.bits) * (len(cases[grid.bits[0]]) + len(grid.cells))
+        builds = [*cases.values(), *(widths for codes in lower.values() for widths in codes)]
+        steps = sum(map(len, builds)) + len(grid.bits) * len(grid.cells)
         task = bar.add_task("tq bench speed", total=None, detail="")
 
         def say(what: str) -> None:
@@ -90,7 +87,7 @@ def run_speed(
             asked = data.queries[: settings.recall_queries]
             truth = ground_truth(data.base, asked, RECALL_DEPTH, data.metric)
             for bits, own in cases.items():
-                group = run_group(data, truth, bits, own, grid, settings, say)
+                group = run_group(data, truth, bits, own, lower[bits], grid, settings, say)
                 described = {"set": name, "name": data.name, "description": data.description}
                 results.append({**described, "metric": data.metric, **group})
         bar.update(task, completed=0, total=None, detail="read bandwidth")

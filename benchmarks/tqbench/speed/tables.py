@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metrics import median
-from .matching import matches
+from .matching import match_summaries, matches, side_by_side
 from .standing import Rival, Standing, shares, standings, summaries
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cell_tables",
     "group_table",
     "limit_table",
+    "match_summary_table",
     "match_table",
     "origin",
     "summary_table",
@@ -120,6 +121,26 @@ def match_table(record: dict[str, Any]) -> Table:
     return Table(title, ("cell", "fastest rival", "ours", "ratio"), rows, left=3)
 
 
+def match_summary_table(record: dict[str, Any]) -> Table:
+    """Medians of the ratios of `match_table`, oblivious codes and calibrated ones apart."""
+    rows = [
+        (
+            s.label,
+            str(s.cells),
+            _times(s.median),
+            _times(s.lowest),
+            f"{s.leads} of {s.cells}",
+            str(s.unmatched),
+        )
+        for s in match_summaries(record)
+    ]
+    title = "Queries/s of our fastest code that finds no less in no more bytes, in those of each cell's fastest rival"
+    if not side_by_side(record):
+        title += "; of ours only the rivals' widths were measured"
+    head = ("code", "cells", "median", "lowest", "at least 1", "none finds as much in as few bytes")
+    return Table(title, head, rows)
+
+
 def group_table(group: dict[str, Any]) -> Table:
     """Every method of a group: bytes, recall, build and the speed of each cell."""
     cells = group["cells"]
@@ -127,13 +148,15 @@ def group_table(group: dict[str, Any]) -> Table:
     head += [f"{c['nq']}q k{c['k']} {c['threads']}T, q/s" for c in cells]
     rows = []
     for row in group["methods"]:
+        bits = row.get("bits", group["bits"])
+        label = row["label"] if bits == group["bits"] else f"{row['label']}, {bits:g} bits"
         if row["status"] != "ok":
-            rows.append((f"{row['label']}: skipped, {row['reason']}", *[""] * (len(head) - 1)))
+            rows.append((f"{label}: skipped, {row['reason']}", *[""] * (len(head) - 1)))
             continue
         speeds = [_speed(c["qps"][row["method"]][0]) for c in cells]
         rows.append(
             (
-                row["label"],
+                label,
                 f"{row['bytes_per_vector']:.0f}",
                 f"{row['recall_10_at_10']:.3f}",
                 f"{row['train_seconds']:.2f}",
@@ -205,12 +228,21 @@ def update_table(record: dict[str, Any]) -> Table | None:
         seconds = found["filters"][name]
         what = f"one query, 1% allowed, {name} ids"
         rows.append((what, f"{seconds * 1e3:.3f} ms", f"{whole / seconds:.1f} times as fast as unfiltered"))
-    for nq, seconds in found["threads"]["seconds"].items():
+    rows += _thread_rows(found["threads"])
+    return Table("Updates, filters and threads", ("what", "time", "ratio"), rows)
+
+
+def _thread_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows = []
+    for nq, seconds in found["seconds"].items():
         one, *others = seconds.items()
         for threads, taken in others:
-            what = f"{_queries(int(nq))} of {found['threads']['rows']:,} vectors, {threads} threads"
-            rows.append((what, f"{taken * 1e3:.2f} ms", f"{one[1] / taken:.2f} times as fast as one"))
-    return Table("Updates, filters and threads", ("what", "time", "ratio"), rows)
+            # Older records have one index and no pairs.
+            n = found["rows"][nq] if "ratios" in found else found["rows"]
+            ratio = found["ratios"][nq][threads] if "ratios" in found else one[1] / taken
+            what = f"{_queries(int(nq))} of {n:,} vectors, {threads} threads"
+            rows.append((what, f"{taken * 1e3:.2f} ms", f"{ratio:.2f} times as fast as one"))
+    return rows
 
 
 def markdown(record: dict[str, Any], table: Table | None) -> str:
@@ -259,6 +291,7 @@ def _cells_markdown(record: dict[str, Any]) -> str:
 # kind of table in a README -> how it is made
 SPEED_TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "speed": lambda record: markdown(record, summary_table(record)),
+    "speed-matched": lambda record: markdown(record, match_summary_table(record)),
     "speed-cells": _cells_markdown,
     "speed-matches": lambda record: markdown(record, match_table(record)),
     "speed-limits": lambda record: markdown(record, limit_table(record)),

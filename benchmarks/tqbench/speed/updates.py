@@ -20,7 +20,7 @@ from ..timing import build_seconds
 
 __all__ = ["UpdateSettings", "run_updates"]
 
-_CHUNK = 50_000
+_LONGEST_PAIRS = 20.0  # seconds, after which three pairs are enough
 
 
 @dataclass(frozen=True)
@@ -32,27 +32,27 @@ class UpdateSettings:
     d, bits : int, float
         Of every index here.
     rows : int
-        Vectors of the build, and of the index that is added to, removed from and filtered.
+        Vectors of the build, and of the index that is added to, removed from, filtered, and searched by batches.
     thread_rows : int
-        Vectors of the index that two threads search; larger than `rows`, it repeats them.
+        Vectors of the index that two threads search with one query; it repeats those of `rows`.
     singles : int
         Single additions, removals and searches.
     threads : int
         "All threads".
     rivals : tuple of str
         Methods whose build is timed beside ours.
-    repeats : int
-        Times that searches are taken.
+    pairs : int
+        Pairs of a search with one thread and one with all.
     """
 
     d: int = 1536
     bits: float = 4
     rows: int = 20_000
-    thread_rows: int = 20_000
+    thread_rows: int = 1_000_000
     singles: int = 500
     threads: int = 2
-    rivals: tuple[str, ...] = ("turbovec", "pq-fs")
-    repeats: int = 3
+    rivals: tuple[str, ...] = ("turbovec", "pq-fs", "pq")
+    pairs: int = 16
 
 
 def run_updates(
@@ -140,23 +140,38 @@ def _filters(index: TurboQuantIndex, queries: np.ndarray, settings: UpdateSettin
 
 
 def _threads(base: np.ndarray, queries: np.ndarray, settings: UpdateSettings) -> dict[str, Any]:
-    """Seconds of a search with one thread and with all, taken in turn."""
+    """Rows, seconds and ratios to one thread, by queries a call: a batch, and one query of a larger index."""
     index = TurboQuantIndex(settings.d, settings.bits, "ip", threads=settings.threads)
-    while index.ntotal < settings.thread_rows:
-        index.add(base[: min(_CHUNK, settings.thread_rows - index.ntotal)])
-    taken: dict[str, dict[int, list[float]]] = {}
-    for repeat in range(settings.repeats + 1):
-        for nq in (1, 256):
-            for threads in (1, settings.threads):
-                params = SearchParameters(threads=threads)
-                calls = [queries[i : i + 1] for i in range(12)] if nq == 1 else [queries, queries]
-                seconds = _each(lambda q, params=params: index.search(q, 10, params=params), calls)
-                if repeat:
-                    taken.setdefault(str(nq), {}).setdefault(threads, []).append(seconds)
-    return {
-        "rows": index.ntotal,
-        "seconds": {
-            nq: {str(threads): median(values) for threads, values in by_threads.items()}
-            for nq, by_threads in taken.items()
-        },
+    codes = index.sa_encode(base)
+    found: dict[str, Any] = {"rows": {}, "seconds": {}, "ratios": {}}
+    for nq, rows in ((len(queries), settings.rows), (1, settings.thread_rows)):
+        while index.ntotal < rows:
+            index.add_sa_codes(codes[: rows - index.ntotal])
+        seconds, ratios = _pairs(index, queries, nq, settings)
+        found["rows"][str(nq)] = index.ntotal
+        found["seconds"][str(nq)] = seconds
+        found["ratios"][str(nq)] = ratios
+    return found
+
+
+def _pairs(
+    index: TurboQuantIndex, queries: np.ndarray, nq: int, settings: UpdateSettings
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds by threads, and median ratio of one thread's to them within a pair; the first pair warms up."""
+    counts = list(dict.fromkeys((1, settings.threads)))
+    taken: dict[int, list[float]] = {threads: [] for threads in counts}
+    begun = perf_counter()
+    for number in range(settings.pairs + 1):
+        first = number % (len(queries) // nq) * nq
+        for threads in counts if number % 2 else reversed(counts):
+            start = perf_counter()
+            index.search(queries[first : first + nq], 10, params=SearchParameters(threads=threads))
+            taken[threads].append(perf_counter() - start)
+        if number >= 3 and perf_counter() - begun > _LONGEST_PAIRS:
+            break
+    seconds = {str(threads): median(values[1:]) for threads, values in taken.items()}
+    ratios = {
+        str(threads): median([one / many for one, many in zip(taken[1][1:], taken[threads][1:], strict=True)])
+        for threads in counts[1:]
     }
+    return seconds, ratios
