@@ -26,7 +26,7 @@ SPEED_METHODS: dict[str, tuple[float, ...] | None] = {
     "sqtqmse": (1, 2, 3),  # at 4 and 8 bits FAISS's plain scalar quantizer is as large and faster
     "rabitqlib": None,
 }
-_LOWEST = 1  # bits; the narrowest of our codes that are tried below a group's width
+_LOWEST = 0.5
 
 
 @dataclass(frozen=True)
