@@ -9,7 +9,7 @@ namespace tq {
 constexpr int kLanes = 16;        // rows of a tile, and of a block of the scanning layout
 constexpr int kMaxMemory = 3;     // nibbles that one reconstructed coordinate depends on
 constexpr int kClosing = 8;       // most coordinates that close at one nibble (0.5 bits)
-constexpr int kWindow = 24;       // words of a query's tables that share a weight
+constexpr int kWindow = 56;       // most words whose sums of entries fit 16 bits
 
 // A chain code laid out for d coordinates; memory 1 is a scalar code seen as nibbles.
 struct ChainView {
@@ -39,7 +39,7 @@ struct RotationView {
 // Seven-bit tables of one query: per word of four bytes 64 entries for the low and 64 for the high nibbles.
 struct QueryTables {
     const uint8_t* lut;            // [words][2][64]
-    const uint32_t* weights;       // [words], the weight of 1..64 of the word's window in each of four bytes
+    const uint32_t* weights;       // [words], the word's weight of 1..64 in each of four bytes
 };
 
 // Per-query bounds: the true score of a row is a*(acc*delta + base) + b to within a*above upwards and a*below downwards,
@@ -74,8 +74,8 @@ struct Kernels {
     void (*dot_tile)(const float* y, const float* yhat, int d, double* dots);
     // lut [n_nibbles][16]: sum of q_i T over the coordinates that a nibble takes part in.
     void (*chain_lut)(const ChainView*, const float* q, double* lut);
-    // lut of n_slots (a multiple of 8) nibbles to bytes [n_slots / 8][2][64] and weights [n_slots / 8]; windows begin at
-    // the first slot and at head_slots. scratch [2 * n_slots].
+    // lut of n_slots (a multiple of 8) nibbles to bytes [n_slots / 8][2][64] and weights [n_slots / 8], equal for
+    // many words in a row. scratch [2 * n_slots].
     void (*quantize_lut)(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes,
                          uint32_t* weights, QueryBounds*);
     // Sum over the nibbles of a packed row, in a fixed order.

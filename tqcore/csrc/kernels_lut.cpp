@@ -11,6 +11,7 @@ typedef int32_t vpart_int __attribute__((vector_size(4 * kPart)));
 
 constexpr int kMaxEntry = 127;      // two entries fit a byte
 constexpr int kMaxWeight = 64;      // a factor of the dot-product instructions, which take it as signed
+constexpr double kLikeRange = 1.5;
 constexpr double kDeviations = 7;   // of an error that is neglected, with a probability below 5e-11 a row
 constexpr double kRounding = 1e-6;  // float32 arithmetic of the scan, relative to the largest possible sum
 
@@ -75,7 +76,7 @@ static inline void quantize_nibble(const double* lut, double low, double inverse
 // z standard deviations with a probability of at most 2 exp(-z^2 / 2).
 void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
                   QueryBounds* bounds) {
-    constexpr int kSlots = 8 * kWindow;
+    constexpr int kSlots = 64;
     double *low = scratch, *range = scratch + n_slots, widest = 0, magnitude = 0, base = 0, worst = 0, variance = 0;
     for (int j = 0; j < n_slots; ++j) {
         const double* row = lut + (ptrdiff_t)j * 16;
@@ -95,10 +96,20 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
     const float delta = widest > 0 ? (float)(widest / ((kMaxEntry - 1) * (double)kMaxWeight) * (1 + 1e-6)) : 1.0f;
     bounds->head_base = bounds->head_variance = 0;
     for (int begin = 0, end; begin < n_slots; begin = end) {
-        end = begin + kSlots < n_slots ? begin + kSlots : n_slots;
-        if (begin < head_slots && head_slots < end) end = head_slots;
-        double most = 0;
-        for (int j = begin; j < end; ++j) most = range[j] > most ? range[j] : most;
+        // Words of like range share a weight.
+        double most = 0, least = widest;
+        for (end = begin; end < n_slots && (end == begin || end != head_slots);) {
+            int stop = end + kSlots < n_slots ? end + kSlots : n_slots;
+            if (end < head_slots && head_slots < stop) stop = head_slots;
+            double largest_range = 0;
+            for (int j = end; j < stop; ++j) largest_range = range[j] > largest_range ? range[j] : largest_range;
+            const double high = largest_range > most ? largest_range : most;
+            const double low_range = largest_range < least ? largest_range : least;
+            if (end > begin && (high > kLikeRange * low_range || stop - begin > 8 * kWindow)) break;
+            most = high;
+            least = low_range;
+            end = stop;
+        }
         const int weight = (int)(most / ((kMaxEntry - 1) * (double)delta)) + 1;
         const double step = weight * (double)delta, inverse = 1.0 / step;
         for (int j = begin; j < end; ++j) {

@@ -193,13 +193,29 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
         close_window(sum[i], queries[i % NQ].weights[begin], begin == 0, acc + (i / NQ) * acc_stride + i % NQ * kLanes);
 }
 
+// The end of the window that begins at a word: weights stay the same for all queries, and sums fit 16 bits.
+template <int NQ>
+static int window_end(const QueryTables* queries, int begin, int words) {
+    int end = begin + 1;
+    for (; end < words && end - begin < kWindow; ++end)
+        for (int q = 0; q < NQ; ++q)
+            if (queries[q].weights[end] != queries[q].weights[begin]) return end;
+    return end;
+}
+
 template <int NB, int NQ>
 static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_stride, int words,
                          const QueryTables* queries, int32_t* acc, ptrdiff_t acc_stride) {
+    constexpr int kMost = 64;  // windows that are remembered
+    int ends[kMost], n_windows = 0;
+    for (int w = 0; w < words && n_windows < kMost; w = ends[n_windows++])
+        ends[n_windows] = window_end<NQ>(queries, w, words);
     const auto windows = [&]<int kBlocks>(int b) {
-        for (int w = 0; w < words; w += kWindow)
-            scan_window<kBlocks, NQ>(blocks + b * block_stride, block_stride, queries, w,
-                                     w + kWindow < words ? w + kWindow : words, acc + b * acc_stride, acc_stride);
+        for (int w = 0, i = 0, end; w < words; w = end, ++i) {
+            end = i < n_windows ? ends[i] : window_end<NQ>(queries, w, words);
+            scan_window<kBlocks, NQ>(blocks + b * block_stride, block_stride, queries, w, end, acc + b * acc_stride,
+                                     acc_stride);
+        }
     };
     int b = 0;
     for (; b + NB <= n_blocks; b += NB) windows.template operator()<NB>(b);
