@@ -267,6 +267,8 @@ struct Stored {
     Optional<float> scale, sign_scale, squared_norm;
     Optional<int64_t> ids;
     Optional<uint8_t> mask;
+    std::optional<In<float, 3>> signs;
+    bool unit = false;
     int64_t n = 0;
     bool positions = false;
     int head_words = 0;
@@ -303,31 +305,64 @@ struct Stored {
     }
 };
 
-tq::Queries queries_of(const tq::Code& code, const In<float, 2>& q, const In<double, 1>& constants) {
-    check((int)q.shape(1) == code.query_size(), "q: columns must equal the code's query size");
-    check(constants.shape(0) == q.shape(0), "constants: one a query");
-    return {q.data(), constants.data(), (int64_t)q.shape(0)};
-}
+// What is asked for: rows in the coordinates of the code, and their constants; or, without constants, vectors that
+// `stored.signs` rotate.
+class Asked {
+public:
+    Asked(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const Optional<double>& constants)
+        : q_(q.data()), n_((int64_t)q.shape(0)) {
+        check((int)q.shape(1) == code.query_size(), "q: columns must equal the code's query size");
+        if (constants) {
+            check(constants->shape(0) == q.shape(0), "constants: one a query");
+            constants_ = constants->data();
+            return;
+        }
+        check(stored.signs && (int)stored.signs->shape(2) == code.query_size(),
+              "signs: without constants, last axis must equal the code's query size");
+        rotation_ = rotation_view(*stored.signs);
+        unit_ = stored.unit;
+        squares_ = stored.squared_norm.has_value();
+    }
+
+    tq::Queries queries(int threads) {
+        if (constants_) return {q_, constants_, n_};
+        rotated_.reset(new float[(size_t)(n_ * rotation_.d)]);
+        computed_.resize((size_t)n_);
+        tq::rotate_queries(rotation_, unit_, q_, n_, rotated_.get(), computed_.data(), threads);
+        if (!squares_) std::fill(computed_.begin(), computed_.end(), 0.0);
+        return {rotated_.get(), computed_.data(), n_};
+    }
+
+private:
+    const float* q_;
+    const double* constants_ = nullptr;
+    int64_t n_;
+    tq::RotationView rotation_{};
+    bool unit_ = false, squares_ = false;
+    std::unique_ptr<float[]> rotated_;
+    std::vector<double> computed_;
+};
 
 nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                 const In<double, 1>& constants, int64_t k, int threads) {
+                 const Optional<double>& constants, int64_t k, int threads) {
     check(k >= 1, "k: must be at least 1");
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, constants);
+    Asked asked(code, stored, q, constants);
     Array<float> distances({q.shape(0), (size_t)k});
     Array<int64_t> ids({q.shape(0), (size_t)k});
     {
         nb::gil_scoped_release release;
-        tq::search(rows, queries, k, distances.data, ids.data, threads_or_default(threads));
+        const int most = threads_or_default(threads);
+        tq::search(rows, asked.queries(most), k, distances.data, ids.data, most);
     }
     return nb::make_tuple(distances.take(), ids.take());
 }
 
-nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const In<double, 1>& constants,
+nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const Optional<double>& constants,
                   const In<int64_t, 2>& candidates, int64_t k, int threads) {
     check(k >= 1, "k: must be at least 1");
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, constants);
+    Asked asked(code, stored, q, constants);
     check(candidates.shape(0) == q.shape(0), "candidates: one row a query");
     for (size_t i = 0; i < candidates.size(); ++i)
         check(candidates.data()[i] >= -1 && candidates.data()[i] < rows.n, "candidates: must be from -1 to n - 1");
@@ -335,20 +370,22 @@ nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>
     Array<int64_t> ids({q.shape(0), (size_t)k});
     {
         nb::gil_scoped_release release;
-        tq::rescore(rows, queries, candidates.data(), (int64_t)candidates.shape(1), k, distances.data, ids.data,
-                    threads_or_default(threads));
+        const int most = threads_or_default(threads);
+        tq::rescore(rows, asked.queries(most), candidates.data(), (int64_t)candidates.shape(1), k, distances.data,
+                    ids.data, most);
     }
     return nb::make_tuple(distances.take(), ids.take());
 }
 
 nb::tuple range_search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                       const In<double, 1>& constants, float radius, int threads) {
+                       const Optional<double>& constants, float radius, int threads) {
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, constants);
+    Asked asked(code, stored, q, constants);
     std::vector<std::vector<tq::Hit>> hits;
     {
         nb::gil_scoped_release release;
-        hits = tq::range_search(rows, queries, radius, threads_or_default(threads));
+        const int most = threads_or_default(threads);
+        hits = tq::range_search(rows, asked.queries(most), radius, most);
     }
     size_t total = 0;
     for (const auto& h : hits) total += h.size();
@@ -443,6 +480,8 @@ NB_MODULE(_core, m) {
         .def_rw("squared_norm", &Stored::squared_norm, nb::arg().none())
         .def_rw("ids", &Stored::ids, nb::arg().none())
         .def_rw("mask", &Stored::mask, nb::arg().none())
+        .def_rw("signs", &Stored::signs, nb::arg().none())
+        .def_rw("unit", &Stored::unit)
         .def_rw("n", &Stored::n)
         .def_rw("positions", &Stored::positions)
         .def_rw("head_words", &Stored::head_words)
@@ -475,9 +514,9 @@ NB_MODULE(_core, m) {
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
     m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
-    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a, "k"_a, "threads"_a = 0);
-    m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a, "candidates"_a, "k"_a, "threads"_a = 0);
-    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a, "radius"_a, "threads"_a = 0);
+    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "k"_a, "threads"_a = 0);
+    m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "candidates"_a, "k"_a, "threads"_a = 0);
+    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "radius"_a, "threads"_a = 0);
     m.def("simd_level", [] { return std::string(tq::kernels()->name); });
     m.def("simd_reason", [] { return std::string(tq::simd_reason()); });
     m.def("simd_levels", &simd_levels);
