@@ -168,7 +168,17 @@ class Collection:
 
     def search(self, queries: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return D and I of `scan.search`; options are metric, mask, threads and deviations."""
-        return scan.search(*self._codes(), queries, k, **self._range(), **options)
+        storage = self.storage
+        return scan.search(
+            self.quantizer,
+            storage.codes,
+            storage.scalars,
+            queries,
+            k,
+            n=storage.n,
+            ids=self.id_map.stored,
+            **options,
+        )
 
     def range_search(
         self, queries: np.ndarray, radius: float, **options: Any
