@@ -123,6 +123,9 @@ class Collection:
 
     def add(self, vectors: np.ndarray, ids: np.ndarray | None, threads: int) -> None:
         """Encode float32 [m, d] and append under `ids`, int64 [m], or under the next positions for None."""
+        if len(vectors) <= _CHUNK_ROWS:
+            self.add_codes(*self.encode(vectors, threads), ids)
+            return
         encoded = (
             self.encode(vectors[first : first + _CHUNK_ROWS], threads)
             for first in range(0, len(vectors), _CHUNK_ROWS)

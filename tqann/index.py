@@ -169,9 +169,11 @@ class TurboQuantIndex(IndexBase):
         self._add(vectors, self._new_ids(ids, len(vectors)))
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray | None) -> None:
-        planless = self._planner.mode == "oblivious" and self.plan is None
-        seen = vectors if planless else self._vectors.host(vectors)
         before = self._vectors
+        if self._planner.mode == "oblivious" and before.quantizer.plan is None:
+            before.add(vectors, ids, self.threads)
+            return
+        seen = before.host(vectors)
         if self._planner.due(self.quantizer, seen, not self.ntotal):
             self._replan(seen, None)
         try:

@@ -433,8 +433,25 @@ auto map_present(const tq::Int64Map& m, const In<int64_t, 1>& ids, const In<int6
     return copied(found);
 }
 
-void map_erase(tq::Int64Map& m, const In<int64_t, 1>& keys) {
-    for (size_t i = 0; i < keys.shape(0); ++i) m.erase(keys.data()[i]);
+// Ids [n] lose those at `gone`, and those at `movers` go to `holes`, as `removal_moves` has them.
+void map_remove(tq::Int64Map& m, const InOut<int64_t, 1>& ids, const In<int64_t, 1>& gone, const In<int64_t, 1>& holes,
+                const In<int64_t, 1>& movers) {
+    check(holes.shape(0) == movers.shape(0), "holes and movers must be of one length");
+    const auto inside = [&](const In<int64_t, 1>& rows) {
+        for (size_t i = 0; i < rows.shape(0); ++i)
+            if (rows.data()[i] < 0 || rows.data()[i] >= (int64_t)ids.shape(0)) return false;
+        return true;
+    };
+    check(inside(gone) && inside(holes) && inside(movers), "positions: must be rows of the ids");
+    int64_t* at = ids.data();
+    for (size_t i = 0; i < movers.shape(0); ++i)
+        check(at[movers.data()[i]] >= 0, "ids: must not be negative");
+    m.reserve(m.size() + holes.shape(0));
+    for (size_t i = 0; i < gone.shape(0); ++i) m.erase(at[gone.data()[i]]);
+    for (size_t i = 0; i < holes.shape(0); ++i) {
+        at[holes.data()[i]] = at[movers.data()[i]];
+        m.set(at[holes.data()[i]], holes.data()[i]);
+    }
 }
 
 // The rows [0, n) without `gone`, sorted, in n - gone.size() places: the gaps, and the rows past the end to fill them.
@@ -492,7 +509,7 @@ NB_MODULE(_core, m) {
         .def("find", &map_find, "ids"_a, "keys"_a)
         .def("set", &map_set, "keys"_a, "values"_a)
         .def("present", &map_present, "ids"_a, "keys"_a)
-        .def("erase", &map_erase, "keys"_a)
+        .def("remove", &map_remove, "ids"_a, "positions"_a, "holes"_a, "movers"_a)
         .def("__len__", &tq::Int64Map::size)
         .def_prop_ro("nbytes", &tq::Int64Map::bytes);
     m.def("chain_code", &make_chain, "d"_a, "p"_a, "q"_a, "tables"_a);
