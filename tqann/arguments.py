@@ -20,12 +20,15 @@ __all__ = [
     "check_vectors",
 ]
 
-_FLOATS = (np.float16, np.float32, np.float64)
+_FLOATS = (np.float32, np.float64, np.float16)
+_SINGLE = np.dtype(np.float32)
 _INT64_MAX = np.iinfo(np.int64).max
 
 
 def check_integer(value: Any, name: str, low: int, high: int = _INT64_MAX) -> int:
     """Return `value` as int; TypeError unless it is an integer, ValueError unless `low <= value <= high`."""
+    if type(value) is int and low <= value <= high:  # nearly always
+        return value
     if isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} must be an integer, got the bool {value}")
     try:
@@ -102,7 +105,7 @@ def check_vectors(x: Any, name: str, d: int) -> np.ndarray:
         raise ValueError(f"{name} must be 2-dimensional, [n, {d}], got shape {array.shape}")
     if array.shape[1] != d:
         raise ValueError(f"{name} must have d = {d} columns, got shape {array.shape}")
-    if array.dtype == np.float32:
+    if array.dtype is _SINGLE:
         vectors = np.ascontiguousarray(array)
     else:
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):

@@ -123,6 +123,9 @@ class Collection:
 
     def add(self, vectors: np.ndarray, ids: np.ndarray | None, threads: int) -> None:
         """Encode float32 [m, d] and append under `ids`, int64 [m], or under the next positions for None."""
+        if len(vectors) <= _CHUNK_ROWS:
+            self.add_codes(*self.encode(vectors, threads), ids)
+            return
         encoded = (
             self.encode(vectors[first : first + _CHUNK_ROWS], threads)
             for first in range(0, len(vectors), _CHUNK_ROWS)
@@ -168,7 +171,17 @@ class Collection:
 
     def search(self, queries: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
         """Return D and I of `scan.search`; options are metric, mask, threads and deviations."""
-        return scan.search(*self._codes(), queries, k, **self._range(), **options)
+        storage = self.storage
+        return scan.search(
+            self.quantizer,
+            storage.codes,
+            storage.scalars,
+            queries,
+            k,
+            n=storage.n,
+            ids=self.id_map.stored,
+            **options,
+        )
 
     def range_search(
         self, queries: np.ndarray, radius: float, **options: Any

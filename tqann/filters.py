@@ -106,7 +106,7 @@ def _ids_or_mask(selector: Any, name: str) -> np.ndarray:
         return array
     if array.dtype.kind not in "iu" and (array.size or array.ndim != 1):
         raise TypeError(f"{name} must be {_SELECTORS}, got {type(selector).__name__} of dtype {array.dtype}")
-    return check_ids(selector, name)
+    return check_ids(array if array.size else selector, name)
 
 
 def _from_ids(ids: np.ndarray, id_map: IdMap) -> np.ndarray:

@@ -8,6 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import get_ident
 from typing import Any, TypeVar, cast
 
 __all__ = ["Guard", "guard_of", "guarded", "reading"]
@@ -41,17 +42,18 @@ class Guard:
 
         Raises RuntimeError in a process forked while another thread was changing what is guarded.
         """
-        me = threading.get_ident()
+        me = get_ident()
         with self._lock:
-            if me not in self._readers:
+            depth = self._readers.get(me, 0)
+            if not depth:
                 if self._writer != me and (self._writer is not None or self._waiting):
                     self._wait_to_read()
                 self._check_whole()
-            self._readers[me] = self._readers.get(me, 0) + 1
+            self._readers[me] = depth + 1
 
     def stop_reading(self) -> None:
         """Give back what `start_reading` took."""
-        me = threading.get_ident()
+        me = get_ident()
         with self._lock:
             depth = self._readers[me] - 1
             if depth:
@@ -80,23 +82,27 @@ class Guard:
 
         Raises RuntimeError in a thread that is reading, which would wait for itself, and as `start_reading` does.
         """
-        me = threading.get_ident()
+        me = get_ident()
         with self._lock:
             if self._writer != me:
                 if me in self._readers:
                     raise RuntimeError("an index must not be changed from within its own search or filter")
-                self._waiting += 1
-                try:
-                    while self._writer is not None or self._readers or self._owed:
-                        self._free.wait()
-                except BaseException:
-                    self._free.notify_all()
-                    raise
-                finally:
-                    self._waiting -= 1
+                if self._writer is not None or self._readers or self._owed:
+                    self._wait_to_change()
                 self._check_whole()
             self._writer = me
             self._depth += 1
+
+    def _wait_to_change(self) -> None:
+        self._waiting += 1
+        try:
+            while self._writer is not None or self._readers or self._owed:
+                self._free.wait()
+        except BaseException:
+            self._free.notify_all()
+            raise
+        finally:
+            self._waiting -= 1
 
     def stop_changing(self) -> None:
         """Give back what `start_changing` took."""
@@ -120,7 +126,7 @@ class Guard:
 
     def after_fork(self) -> None:
         """Drop, in the child, what threads held that are not there; only the forking one is."""
-        me = threading.get_ident()
+        me = get_ident()
         self._lock = threading.Lock()
         self._free = threading.Condition(self._lock)
         self._waiting = self._asking = self._owed = 0
@@ -200,6 +206,13 @@ def _changing(cls: type, method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def change(self: Any, *args: Any, **kwargs: Any) -> Any:
         others = [value for value in (*args, *kwargs.values()) if isinstance(value, cls)]
+        if not others:
+            guard = guard_of(self)
+            guard.start_changing()
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                guard.stop_changing()
         # One order for all threads, so that two that merge crosswise do not wait for each other.
         guards = sorted({guard_of(index) for index in (self, *others)}, key=id)
         held: list[Guard] = []

@@ -107,11 +107,10 @@ class IdMap:
             if self._ids is None:
                 self._positions = _core.Int64Map()  # so far every id is its position
             ids = self._owned(self.n)
-            moved = ids[movers]
-            if self._positions is not None:
-                self._positions.erase(ids[positions])
-                self._positions.set(moved, holes)
-            ids[holes] = moved
+            if self._positions is None:
+                ids[holes] = ids[movers]
+            else:
+                self._positions.remove(ids, positions, holes, movers)
             if len(ids) > 1024 and left < len(ids) // 2:
                 self._ids = ids[: grown(0, left + left // 32 + 64)].copy()
         self.n = left

@@ -169,9 +169,11 @@ class TurboQuantIndex(IndexBase):
         self._add(vectors, self._new_ids(ids, len(vectors)))
 
     def _add(self, vectors: np.ndarray, ids: np.ndarray | None) -> None:
-        planless = self._planner.mode == "oblivious" and self.plan is None
-        seen = vectors if planless else self._vectors.host(vectors)
         before = self._vectors
+        if self._planner.mode == "oblivious" and before.quantizer.plan is None:
+            before.add(vectors, ids, self.threads)
+            return
+        seen = before.host(vectors)
         if self._planner.due(self.quantizer, seen, not self.ntotal):
             self._replan(seen, None)
         try:
@@ -205,19 +207,18 @@ class TurboQuantIndex(IndexBase):
             Ids; equal values come by smaller id. Where fewer than k vectors are left, -1, and in D the
             largest float32 for l2 or its negative.
         """
-        queries = self._vectors.check_queries(x, "x")
+        vectors = self._vectors
+        queries = vectors.check_queries(x, "x")
         k = check_integer(k, "k", 1)
         options = self._options(params)
-        if self._vectors.pads:
-            return self._vectors.search(queries, k, **options)
-        found = min(k, self.ntotal)
+        found = min(k, len(vectors))
+        if vectors.pads or (found == k and len(queries)):
+            return vectors.search(queries, k, **options)
         worst = _FLOAT32_MAX if self._metric == "l2" else -_FLOAT32_MAX
-        if found == k and len(queries):
-            return self._vectors.search(queries, k, **options)
         distances = np.full((len(queries), k), worst, dtype=np.float32)
         labels = np.full((len(queries), k), -1, dtype=np.int64)
         if found and len(queries):
-            distances[:, :found], labels[:, :found] = self._vectors.search(queries, found, **options)
+            distances[:, :found], labels[:, :found] = vectors.search(queries, found, **options)
         return distances, labels
 
     def range_search(
@@ -362,6 +363,8 @@ class TurboQuantIndex(IndexBase):
         return checked
 
     def _options(self, params: Any) -> dict[str, Any]:
+        if params is None:
+            return {"metric": self._metric, "mask": None, "threads": self.threads}
         selector, threads, further = search_parameters(params, self.threads)
         mask = None if selector is None else bitset(select(selector, self._id_map, "params"))
         if "refine_factor" in further and self.refine_bits is None:

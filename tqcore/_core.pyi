@@ -20,6 +20,7 @@ class Code:
 class Stored:
     """Rows to search: either `blocks` or `rows`, one array per scalar, optional ids and mask.
 
+    Queries without constants are vectors: divided by their norms with `unit`, then rotated by `signs`.
     With `positions`, `search` returns row numbers, and ids only order equal scores. With `head_words`, it scores
     rows by their first words, which hold `head_share` of a vector's energy, and drops those that `deviations` of
     such a score's error would not bring among the best.
@@ -32,6 +33,8 @@ class Stored:
     squared_norm: NDArray[np.float32] | None
     ids: NDArray[np.int64] | None
     mask: NDArray[np.uint8] | None
+    signs: NDArray[np.float32] | None
+    unit: bool
     n: int
     positions: bool
     head_words: int
@@ -46,7 +49,13 @@ class Int64Map:
     def find(self, ids: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]: ...
     def present(self, ids: NDArray[np.int64], keys: NDArray[np.int64]) -> NDArray[np.int64]: ...
     def set(self, keys: NDArray[np.int64], values: NDArray[np.int64]) -> None: ...
-    def erase(self, keys: NDArray[np.int64]) -> None: ...
+    def remove(
+        self,
+        ids: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        holes: NDArray[np.int64],
+        movers: NDArray[np.int64],
+    ) -> None: ...
     def __len__(self) -> int: ...
 
 def chain_code(d: int, p: int, q: int, tables: NDArray[np.float32]) -> Code: ...
@@ -94,7 +103,7 @@ def search(
     code: Code,
     stored: Stored,
     q: NDArray[np.float32],
-    constants: NDArray[np.float64],
+    constants: NDArray[np.float64] | None,
     k: int,
     threads: int = 0,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
@@ -102,7 +111,7 @@ def rescore(
     code: Code,
     stored: Stored,
     q: NDArray[np.float32],
-    constants: NDArray[np.float64],
+    constants: NDArray[np.float64] | None,
     candidates: NDArray[np.int64],
     k: int,
     threads: int = 0,
@@ -111,7 +120,7 @@ def range_search(
     code: Code,
     stored: Stored,
     q: NDArray[np.float32],
-    constants: NDArray[np.float64],
+    constants: NDArray[np.float64] | None,
     radius: float,
     threads: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]: ...

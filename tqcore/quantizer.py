@@ -98,9 +98,9 @@ class Quantizer:
         self.plan = self._checked_plan(plan)
         self.core, self._encoder = self._build()
         # Signs of the rotation, where the core normalizes, rotates and encodes rows in one go.
-        self._signs: np.ndarray | None = None
+        self.signs: np.ndarray | None = None
         if isinstance(self._rotation, HadamardRotation) and self._prod is None and self.layers is None:
-            self._signs = self._rotation.signs
+            self.signs = self._rotation.signs
         self.code_size: int = self.core.code_size
         self.n_scalars = (2 if code == "prod" else 1) + self.store_norm
 
@@ -226,7 +226,7 @@ class Quantizer:
         q = self.normalized(q)
         if metric == "l2":
             q = q if self.plan is None else q - self.plan.mean
-            constants = np.einsum("ij,ij->i", q, q, dtype=np.float64)
+            constants = _core.row_dots(q, q, threads)
         elif self.plan is None:
             constants = np.zeros(len(q))
         else:
@@ -277,8 +277,8 @@ class Quantizer:
             If a scalar does not fit float32.
         """
         x = np.ascontiguousarray(x, dtype=np.float32)
-        if self._signs is not None and self.plan is None:
-            codes, scalars, finite = self._encode_scaled(self._signs, x, threads)
+        if self.signs is not None and self.plan is None:
+            codes, scalars, finite = self._encode_scaled(self.signs, x, threads)
         else:
             codes = np.empty((len(x), self.code_size), np.uint8)
             scalars = np.empty((len(x), self.n_scalars), np.float32)
@@ -306,8 +306,8 @@ class Quantizer:
             x = self.normalized(x) - self.plan.mean
             if not self.plan.centres_only:
                 return self._planned_chunk(self.plan, x, threads)
-        if self._signs is not None:
-            return self._encode_scaled(self._signs, x, threads)[:2]
+        if self.signs is not None:
+            return self._encode_scaled(self.signs, x, threads)[:2]
         y, norms = _core.normalize(x, threads)
         y = self._rotation.rotate(y)
         if self._prod is not None:

@@ -73,7 +73,7 @@ def search(
     if quantizer.layers is not None and np.isfinite(deviations):
         stored.head_words, stored.head_share = quantizer.layers.head_words, quantizer.layers.head_share
         stored.deviations = deviations
-    return _core.search(quantizer.core, stored, *quantizer.query(q, metric, threads), k, threads)
+    return _core.search(quantizer.core, stored, *_asked(quantizer, stored, q, metric, threads), k, threads)
 
 
 def rescore(
@@ -100,7 +100,8 @@ def rescore(
         For a candidate that is not a row.
     """
     stored = _stored(quantizer, codes, scalars, n, ids, None, metric)
-    return _core.rescore(quantizer.core, stored, *quantizer.query(q, metric, threads), candidates, k, threads)
+    asked = _asked(quantizer, stored, q, metric, threads)
+    return _core.rescore(quantizer.core, stored, *asked, candidates, k, threads)
 
 
 def range_search(
@@ -128,9 +129,16 @@ def range_search(
         float32 and int64 [lims[-1]].
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
-    return _core.range_search(
-        quantizer.core, stored, *quantizer.query(q, metric, threads), float(radius), threads
-    )
+    asked = _asked(quantizer, stored, q, metric, threads)
+    return _core.range_search(quantizer.core, stored, *asked, float(radius), threads)
+
+
+def _asked(quantizer, stored, q, metric, threads) -> tuple[np.ndarray, np.ndarray | None]:
+    # Where nothing but the rotation stands between vectors and the code's coordinates, the core does both steps.
+    if quantizer.signs is None or quantizer.plan is not None:
+        return quantizer.query(q, metric, threads)
+    stored.signs, stored.unit = quantizer.signs, quantizer.normalize
+    return q, None
 
 
 def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:

@@ -9,6 +9,7 @@ from tqcore.chain import chain_tables
 from tqcore.codebook import lloyd_max
 from tqcore.config import CHAIN_RATES
 from tqcore.reference import Quantizer as Reference
+from tqcore.reference import chain as reference_chain
 from tqcore.reference import packing as reference_packing
 from tqcore.reference import rotation as reference_rotation
 from tqcore.reference import scan as reference_scan
@@ -191,6 +192,24 @@ def test_lut(code, bits, d):
     assert lut.dtype == np.float32
     assert lut.shape == expected.shape
     np.testing.assert_allclose(lut, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("level", _core.simd_levels())
+@pytest.mark.parametrize(("p", "q"), [(1, 4), (1, 1), (2, 1), (3, 2)])
+def test_lut_of_few_nibbles(p, q, level):
+    rng = np.random.default_rng(p)
+    before = _core.simd_level()
+    try:
+        _core.set_simd(level)
+        for memory in (1, 2, 3):
+            tables = rng.standard_normal((q, memory, 16)).astype(np.float32)
+            for d in range(1, 14):
+                x = rng.standard_normal((2, d)).astype(np.float32)
+                found = _core.lut(_core.chain_code(d, p, q, tables), x)
+                expected = reference_chain.chain_lut(x, tables, d, p, q)
+                np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    finally:
+        _core.set_simd(before)
 
 
 @pytest.mark.parametrize("bits", [3, 5, 6, 7, 8])

@@ -86,7 +86,7 @@ def test_search_finds_the_exact_top_k(code, bits, metric, level):
         q = np.random.default_rng(1).standard_normal((7, quantizer.d)).astype(np.float32) + np.float32(0.2)
         q[3] = 0
         scores = exact(quantizer, codes, scalars, q, metric)
-        for k in (1, 10, 40):
+        for k in (1, 10, 40, 64, 65, 200):
             _, found = scan.search(quantizer, blocks, scalars, q, k, metric=metric, n=n)
             assert_same_ranking(scores, np.arange(n), found, k)
 
@@ -225,6 +225,26 @@ def test_reference_search_agrees():
     np.testing.assert_allclose(distances, want_d, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize(("code", "bits"), [("chain", 2), ("mse", 3)])
+def test_the_core_rotates_as_the_quantizer_does(code, bits, level):
+    for metric in ("l2", "ip", "cosine"):
+        quantizer = quantizer_of(code, bits, metric)
+        blocks, scalars, _ = stored(quantizer, 90)
+        q = np.random.default_rng(5).standard_normal((11, quantizer.d)).astype(np.float32)
+        q[4] = 0
+        rows = _core.Stored()
+        rows.blocks, rows.scale, rows.n = blocks, scalars[0], 90
+        rows.squared_norm = scalars[1] if metric == "l2" else None
+        for some in (q, q[:1], q[4:5]):
+            found = scan.search(quantizer, blocks, scalars, some, 20, metric=metric, n=90)
+            expected = _core.search(quantizer.core, rows, *quantizer.query(some, metric), 20)
+            if metric == "cosine":  # whose norms NumPy adds up in another order
+                np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, atol=1e-6)
+            else:
+                np.testing.assert_array_equal(found[0], expected[0])
+                np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_wrong_arguments_are_refused():
     quantizer = quantizer_of("chain", 2, "ip")
     blocks, scalars, _ = stored(quantizer, 20)
@@ -235,3 +255,8 @@ def test_wrong_arguments_are_refused():
         scan.search(quantizer, blocks, scalars, q, 1, metric="l2", n=20)
     with pytest.raises(ValueError, match="blocks"):
         scan.search(quantizer, blocks, scalars, q, 1, metric="ip", n=10_000)
+    rows = _core.Stored()
+    rows.blocks, rows.scale, rows.n = blocks, scalars[0], 20
+    for rows.signs in (None, np.ones((3, 2, quantizer.d + 1), np.float32)):
+        with pytest.raises(ValueError, match="signs"):
+            _core.search(quantizer.core, rows, q, None, 1)

@@ -153,7 +153,7 @@ void row_dots(const float* x, const float* y, int64_t n, int d, double* out, int
 void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads) {
     const int d = rotation.d;
     if (n < kRowwise) {
-        std::memcpy(y, x, sizeof(float) * (size_t)(n * d));
+        if (y != x) std::memcpy(y, x, sizeof(float) * (size_t)(n * d));
         for (int64_t i = 0; i < n; ++i) kernels()->rotate_row(&rotation, y + i * d, inverse);
         return;
     }
@@ -162,6 +162,28 @@ void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float*
         kernels()->rotate_tile(&rotation, tile, inverse);
         kernels()->store_tile(tile, rows, d, y + first * d, d);
     });
+}
+
+void rotate_queries(const RotationView& rotation, bool unit, const float* x, int64_t n, float* y, double* squares,
+                    int threads) {
+    const int d = rotation.d;
+    const int64_t rows = rows_at_once(d);
+    const auto dot = kernels()->dot;
+    parallel_for((n + rows - 1) / rows, threads, [&](int64_t task) {
+        for (int64_t i = task * rows; i < std::min(n, (task + 1) * rows); ++i) {
+            const float* from = x + i * d;
+            float* to = y + i * d;
+            squares[i] = dot(from, from, d);
+            if (!unit || squares[i] == 0) {
+                std::memcpy(to, from, sizeof(float) * (size_t)d);
+                continue;
+            }
+            const double norm = std::sqrt(squares[i]);
+            for (int k = 0; k < d; ++k) to[k] = (float)((double)from[k] / norm);
+            squares[i] = dot(to, to, d);
+        }
+    });
+    rotate_rows(rotation, y, n, y, false, threads);
 }
 
 void project_rows(const float* x, int64_t n, int d, const float* m, int columns, float* out, int threads) {

@@ -11,6 +11,9 @@ int64_t first_unfit(const float* x, int64_t n, int d, int threads);
 // out [n] = <x_i, y_i> in double.
 void row_dots(const float* x, const float* y, int64_t n, int d, double* out, int threads);
 void rotate_rows(const RotationView& rotation, const float* x, int64_t n, float* y, bool inverse, int threads);
+// y [n][d] = x rotated, after division by their norms with `unit`; squares [n]: the squared norms of what was rotated.
+void rotate_queries(const RotationView& rotation, bool unit, const float* x, int64_t n, float* y, double* squares,
+                    int threads);
 
 // out [n][columns] = x [n][d] times m [d][columns].
 void project_rows(const float* x, int64_t n, int d, const float* m, int columns, float* out, int threads);

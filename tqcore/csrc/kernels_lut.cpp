@@ -5,9 +5,7 @@ namespace tq::TQ_LEVEL {
 
 constexpr int kPart = kWide / 2;  // doubles in a register of the level
 constexpr int kParts = 16 / kPart;
-typedef double vpart __attribute__((vector_size(8 * kPart)));
-typedef float vpart_float __attribute__((vector_size(4 * kPart)));
-typedef int32_t vpart_int __attribute__((vector_size(4 * kPart)));
+typedef int32_t wint_half __attribute__((vector_size(4 * kPart)));
 
 constexpr int kMaxEntry = 127;      // two entries fit a byte
 constexpr int kMaxWeight = 64;      // a factor of the dot-product instructions, which take it as signed
@@ -15,38 +13,104 @@ constexpr double kLikeRange = 1.5;
 constexpr double kDeviations = 7;   // of an error that is neglected, with a probability below 5e-11 a row
 constexpr double kRounding = 1e-6;  // float32 arithmetic of the scan, relative to the largest possible sum
 
-static inline vpart load_part(const double* p) { vpart v; memcpy(&v, p, sizeof(v)); return v; }
-static inline vpart lesser(vpart a, vpart b) { return a < b ? a : b; }
-static inline vpart greater(vpart a, vpart b) { return a > b ? a : b; }
+static inline wdouble lesser(wdouble a, wdouble b) { return a < b ? a : b; }
+static inline wdouble greater(wdouble a, wdouble b) { return a > b ? a : b; }
 
-static inline double smallest(vpart v) {
-    double s[kPart];
-    memcpy(s, &v, sizeof(v));
-    for (int h = kPart / 2; h >= 1; h /= 2)
-        for (int l = 0; l < h; ++l) s[l] = s[l] < s[l + h] ? s[l] : s[l + h];
-    return s[0];
+// Lane s of the result: the least (or greatest) lane of v[s].
+template <bool kLeast>
+static inline wdouble extremes(const wdouble* v) {
+    const auto pick = [](wdouble a, wdouble b) { return kLeast ? lesser(a, b) : greater(a, b); };
+#if defined(__AVX512F__)
+    wdouble four[4], two[2];
+    for (int i = 0; i < 4; ++i)
+        four[i] = pick(__builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14),
+                       __builtin_shufflevector(v[2 * i], v[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15));
+    for (int i = 0; i < 2; ++i)
+        two[i] = pick(__builtin_shufflevector(four[2 * i], four[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13),
+                      __builtin_shufflevector(four[2 * i], four[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15));
+    return pick(__builtin_shufflevector(two[0], two[1], 0, 1, 2, 3, 8, 9, 10, 11),
+                __builtin_shufflevector(two[0], two[1], 4, 5, 6, 7, 12, 13, 14, 15));
+#elif defined(__AVX2__)
+    wdouble two[2];
+    for (int i = 0; i < 2; ++i)
+        two[i] = pick(__builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 4, 2, 6),
+                      __builtin_shufflevector(v[2 * i], v[2 * i + 1], 1, 5, 3, 7));
+    return pick(__builtin_shufflevector(two[0], two[1], 0, 1, 4, 5), __builtin_shufflevector(two[0], two[1], 2, 3, 6, 7));
+#else
+    return pick(__builtin_shufflevector(v[0], v[1], 0, 2), __builtin_shufflevector(v[0], v[1], 1, 3));
+#endif
 }
 
-static inline double largest(vpart v) { return -smallest(-v); }
-
-void chain_lut(const ChainView* c, const float* q, double* lut) {
+// Of fewer nibbles than a coordinate depends on: some of them take part several times.
+static void chain_lut_short(const ChainView* c, const float* q, double* lut) {
     memset(lut, 0, sizeof(double) * 16 * (size_t)c->n_nibbles);
     for (int i = 0; i < c->d; ++i) {
         const float* t = c->tables + (ptrdiff_t)(i % c->period) * c->memory * 16;
-        const double x = q[i];
         int j = c->closes_at[i];
         for (int o = 0; o < c->memory; ++o, t += 16) {
-            double* row = lut + (ptrdiff_t)j * 16;
-#pragma GCC unroll 8
-            for (int p = 0; p < 16; p += kPart) {
-                vpart_float values;
-                memcpy(&values, t + p, sizeof(values));
-                const vpart sum = load_part(row + p) + x * __builtin_convertvector(values, vpart);
-                memcpy(row + p, &sum, sizeof(sum));
-            }
+            for (int v = 0; v < 16; ++v) lut[(ptrdiff_t)j * 16 + v] += (double)q[i] * (double)t[v];
             j = j == 0 ? c->n_nibbles - 1 : j - 1;
         }
     }
+}
+
+// Every entry is a sum in order of the coordinates. Nibbles lie in registers while coordinates still reach them.
+template <int kMemory>
+static void chain_lut_of(const ChainView* c, const float* q, double* lut) {
+    const int n = c->n_nibbles;
+    wdouble rows[kMemory][kParts] = {};  // of nibbles j, j - 1, ...
+    int i = 0, phase = 0;
+    for (int j = 0; j < n; ++j) {
+        // The last nibbles begin with what the first coordinates have left there.
+        if (kMemory > 1 && j > n - kMemory)
+#pragma GCC unroll 8
+            for (int p = 0; p < kParts; ++p) rows[0][p] = load_wide(lut + (ptrdiff_t)j * 16 + p * kPart);
+        for (const int end = c->first_closing[j + 1]; i < end; ++i) {
+            const float* t = c->tables + (ptrdiff_t)phase * kMemory * 16;
+            const wdouble x = wdouble{} + (double)q[i];
+#pragma GCC unroll 4
+            for (int o = 0; o < kMemory; ++o)
+#pragma GCC unroll 8
+                for (int p = 0; p < kParts; ++p) rows[o][p] += x * widen(t + o * 16 + p * kPart);
+            if (++phase == c->period) phase = 0;
+        }
+        double* done = lut + (ptrdiff_t)(j < kMemory - 1 ? n + j - (kMemory - 1) : j - (kMemory - 1)) * 16;
+#pragma GCC unroll 8
+        for (int p = 0; p < kParts; ++p) {
+            store_wide(done + p * kPart, rows[kMemory - 1][p]);
+#pragma GCC unroll 4
+            for (int o = kMemory - 1; o > 0; --o) rows[o][p] = rows[o - 1][p];
+            rows[0][p] = wdouble{};
+        }
+    }
+#pragma GCC unroll 4
+    for (int o = 1; o < kMemory; ++o)
+#pragma GCC unroll 8
+        for (int p = 0; p < kParts; ++p) store_wide(lut + (ptrdiff_t)(n - o) * 16 + p * kPart, rows[o][p]);
+}
+
+void chain_lut(const ChainView* c, const float* q, double* lut) {
+    if (c->n_nibbles < c->memory) return chain_lut_short(c, q, lut);
+    (c->memory == 1 ? chain_lut_of<1> : c->memory == 2 ? chain_lut_of<2> : chain_lut_of<3>)(c, q, lut);
+}
+
+constexpr double kNearestEven = 6755399441055744.0;  // 1.5 * 2^52: a small number added to it is rounded to an integer
+
+// Bytes of integers from 0 to 255 that kNearestEven was added to.
+static inline vbyte bytes_of(const wdouble* v) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i low = (__m256i)_mm256_shuffle_ps((__m256)v[0], (__m256)v[1], 0x88);
+    const __m256i high = (__m256i)_mm256_shuffle_ps((__m256)v[2], (__m256)v[3], 0x88);
+    const __m256i words = _mm256_packus_epi32(low, high), bytes = _mm256_packus_epi16(words, words);
+    return (vbyte)_mm_unpacklo_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+#else
+    int32_t levels[16];
+    for (int p = 0; p < kParts; ++p) {
+        const wint_half whole = __builtin_convertvector(v[p] - kNearestEven, wint_half);
+        store_wide(levels + p * kPart, whole);
+    }
+    return low_bytes(load(levels));
+#endif
 }
 
 // A fraction in [0, 1) for every nibble, without pattern.
@@ -59,15 +123,13 @@ static inline double offset_of(uint32_t slot) {
 
 // Entries of one nibble in steps above the lowest, each shifted up by `offset` and rounded down.
 static inline void quantize_nibble(const double* lut, double low, double inverse, double offset, uint8_t* out) {
-    int32_t levels[16];
+    wdouble levels[kParts];
 #pragma GCC unroll 8
-    for (int p = 0; p < kParts; ++p) {
-        const vpart level = lesser((load_part(lut + p * kPart) - low) * inverse + offset, vpart{} + (double)kMaxEntry);
-        const vpart_int whole = __builtin_convertvector(level, vpart_int);
-        memcpy(levels + p * kPart, &whole, sizeof(whole));
-    }
-    const vbyte bytes = low_bytes(load(levels));
-    memcpy(out, &bytes, sizeof(bytes));
+    for (int p = 0; p < kParts; ++p)
+        levels[p] = lesser(((load_wide(lut + p * kPart) - low) * inverse + (offset - 0.5)) + kNearestEven,
+                           wdouble{} + (kNearestEven + kMaxEntry));
+    const vbyte bytes = bytes_of(levels);
+    store_wide(out, bytes);
 }
 
 // Subtractive dither: a number that is shifted by a random offset, rounded down to a multiple of s, shifted back and half
@@ -78,20 +140,26 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
                   QueryBounds* bounds) {
     constexpr int kSlots = 64;
     double *low = scratch, *range = scratch + n_slots, widest = 0, magnitude = 0, base = 0, worst = 0, variance = 0;
-    for (int j = 0; j < n_slots; ++j) {
-        const double* row = lut + (ptrdiff_t)j * 16;
-        vpart least = load_part(row), most = least;
+    for (int j = 0; j < n_slots; j += kPart) {
+        wdouble least[kPart], most[kPart];
+        for (int s = 0; s < kPart; ++s) {
+            const double* row = lut + (ptrdiff_t)(j + s) * 16;
+            least[s] = most[s] = load_wide(row);
 #pragma GCC unroll 8
-        for (int p = 1; p < kParts; ++p) {
-            const vpart v = load_part(row + p * kPart);
-            least = lesser(v, least);
-            most = greater(v, most);
+            for (int p = 1; p < kParts; ++p) {
+                const wdouble v = load_wide(row + p * kPart);
+                least[s] = lesser(v, least[s]);
+                most[s] = greater(v, most[s]);
+            }
         }
-        const double lowest = smallest(least), highest = largest(most);
-        low[j] = lowest;
-        range[j] = highest - lowest;
-        widest = range[j] > widest ? range[j] : widest;
-        magnitude += -lowest > highest ? -lowest : highest;
+        const wdouble lowest = extremes<true>(least), highest = extremes<false>(most), width = highest - lowest;
+        const wdouble largest = greater(-lowest, highest);
+        store_wide(low + j, lowest);
+        store_wide(range + j, width);
+        for (int s = 0; s < kPart; ++s) {
+            widest = width[s] > widest ? width[s] : widest;
+            magnitude += largest[s];
+        }
     }
     const float delta = widest > 0 ? (float)(widest / ((kMaxEntry - 1) * (double)kMaxWeight) * (1 + 1e-6)) : 1.0f;
     bounds->head_base = bounds->head_variance = 0;

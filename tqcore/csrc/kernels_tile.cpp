@@ -205,18 +205,11 @@ void dot_tile(const float* y, const float* yhat, int d, double* dots) {
 
 double dot(const float* q, const float* yhat, int d) {
     constexpr int kDoubles = kWide / 2;  // of a register
-    typedef float vfloats __attribute__((vector_size(4 * kDoubles)));
-    typedef double vdoubles __attribute__((vector_size(8 * kDoubles)));
-    vdoubles sum[8 / kDoubles] = {};
+    wdouble sum[8 / kDoubles] = {};
     int i = 0;
     for (; i + 8 <= d; i += 8)
 #pragma GCC unroll 4
-        for (int r = 0; r < 8 / kDoubles; ++r) {
-            vfloats a, b;
-            memcpy(&a, q + i + r * kDoubles, sizeof(a));
-            memcpy(&b, yhat + i + r * kDoubles, sizeof(b));
-            sum[r] += __builtin_convertvector(a, vdoubles) * __builtin_convertvector(b, vdoubles);
-        }
+        for (int r = 0; r < 8 / kDoubles; ++r) sum[r] += widen(q + i + r * kDoubles) * widen(yhat + i + r * kDoubles);
     double s[8];
     memcpy(s, sum, 64);
     for (int l = 0; i + l < d; ++l) s[l] += (double)q[i + l] * (double)yhat[i + l];

@@ -63,9 +63,26 @@ constexpr int kWide = 4;
 typedef float wfloat __attribute__((vector_size(4 * kWide)));
 typedef int32_t wint __attribute__((vector_size(4 * kWide)));
 typedef uint8_t wbyte __attribute__((vector_size(kWide)));
+typedef double wdouble __attribute__((vector_size(4 * kWide)));  // half as many lanes
 
 static inline wfloat load_wide(const float* p) { wfloat v; memcpy(&v, p, sizeof(v)); return v; }
 static inline wint load_wide(const int32_t* p) { wint v; memcpy(&v, p, sizeof(v)); return v; }
+static inline wdouble load_wide(const double* p) { wdouble v; memcpy(&v, p, sizeof(v)); return v; }
+
+// Half a register of floats as doubles; GCC's own conversion goes through memory.
+static inline wdouble widen(const float* p) {
+#if defined(__AVX512F__)
+    return (wdouble)_mm512_cvtps_pd(_mm256_loadu_ps(p));
+#elif defined(__AVX2__)
+    return (wdouble)_mm256_cvtps_pd(_mm_loadu_ps(p));
+#else
+    typedef float half __attribute__((vector_size(2 * kWide)));
+    half v;
+    memcpy(&v, p, sizeof(v));
+    return __builtin_convertvector(v, wdouble);
+#endif
+}
+
 template <class T, class V>
 static inline void store_wide(T* p, V v) { memcpy(p, &v, sizeof(v)); }
 

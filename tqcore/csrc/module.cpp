@@ -278,6 +278,8 @@ struct Stored {
     Optional<float> scale, sign_scale, squared_norm;
     Optional<int64_t> ids;
     Optional<uint8_t> mask;
+    std::optional<In<float, 3>> signs;
+    bool unit = false;
     int64_t n = 0;
     bool positions = false;
     int head_words = 0;
@@ -314,31 +316,64 @@ struct Stored {
     }
 };
 
-tq::Queries queries_of(const tq::Code& code, const In<float, 2>& q, const In<double, 1>& constants) {
-    check((int)q.shape(1) == code.query_size(), "q: columns must equal the code's query size");
-    check(constants.shape(0) == q.shape(0), "constants: one a query");
-    return {q.data(), constants.data(), (int64_t)q.shape(0)};
-}
+// What is asked for: rows in the coordinates of the code, and their constants; or, without constants, vectors that
+// `stored.signs` rotate.
+class Asked {
+public:
+    Asked(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const Optional<double>& constants)
+        : q_(q.data()), n_((int64_t)q.shape(0)) {
+        check((int)q.shape(1) == code.query_size(), "q: columns must equal the code's query size");
+        if (constants) {
+            check(constants->shape(0) == q.shape(0), "constants: one a query");
+            constants_ = constants->data();
+            return;
+        }
+        check(stored.signs && (int)stored.signs->shape(2) == code.query_size(),
+              "signs: without constants, last axis must equal the code's query size");
+        rotation_ = rotation_view(*stored.signs);
+        unit_ = stored.unit;
+        squares_ = stored.squared_norm.has_value();
+    }
+
+    tq::Queries queries(int threads) {
+        if (constants_) return {q_, constants_, n_};
+        rotated_.reset(new float[(size_t)(n_ * rotation_.d)]);
+        computed_.resize((size_t)n_);
+        tq::rotate_queries(rotation_, unit_, q_, n_, rotated_.get(), computed_.data(), threads);
+        if (!squares_) std::fill(computed_.begin(), computed_.end(), 0.0);
+        return {rotated_.get(), computed_.data(), n_};
+    }
+
+private:
+    const float* q_;
+    const double* constants_ = nullptr;
+    int64_t n_;
+    tq::RotationView rotation_{};
+    bool unit_ = false, squares_ = false;
+    std::unique_ptr<float[]> rotated_;
+    std::vector<double> computed_;
+};
 
 nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                 const In<double, 1>& constants, int64_t k, int threads) {
+                 const Optional<double>& constants, int64_t k, int threads) {
     check(k >= 1, "k: must be at least 1");
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, constants);
+    Asked asked(code, stored, q, constants);
     Array<float> distances({q.shape(0), (size_t)k});
     Array<int64_t> ids({q.shape(0), (size_t)k});
     {
         nb::gil_scoped_release release;
-        tq::search(rows, queries, k, distances.data, ids.data, threads_or_default(threads));
+        const int most = threads_or_default(threads);
+        tq::search(rows, asked.queries(most), k, distances.data, ids.data, most);
     }
     return nb::make_tuple(distances.take(), ids.take());
 }
 
-nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const In<double, 1>& constants,
+nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>& q, const Optional<double>& constants,
                   const In<int64_t, 2>& candidates, int64_t k, int threads) {
     check(k >= 1, "k: must be at least 1");
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, constants);
+    Asked asked(code, stored, q, constants);
     check(candidates.shape(0) == q.shape(0), "candidates: one row a query");
     for (size_t i = 0; i < candidates.size(); ++i)
         check(candidates.data()[i] >= -1 && candidates.data()[i] < rows.n, "candidates: must be from -1 to n - 1");
@@ -346,20 +381,22 @@ nb::tuple rescore(const tq::Code& code, const Stored& stored, const In<float, 2>
     Array<int64_t> ids({q.shape(0), (size_t)k});
     {
         nb::gil_scoped_release release;
-        tq::rescore(rows, queries, candidates.data(), (int64_t)candidates.shape(1), k, distances.data, ids.data,
-                    threads_or_default(threads));
+        const int most = threads_or_default(threads);
+        tq::rescore(rows, asked.queries(most), candidates.data(), (int64_t)candidates.shape(1), k, distances.data,
+                    ids.data, most);
     }
     return nb::make_tuple(distances.take(), ids.take());
 }
 
 nb::tuple range_search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                       const In<double, 1>& constants, float radius, int threads) {
+                       const Optional<double>& constants, float radius, int threads) {
     const tq::Rows rows = stored.rows(code);
-    const tq::Queries queries = queries_of(code, q, constants);
+    Asked asked(code, stored, q, constants);
     std::vector<std::vector<tq::Hit>> hits;
     {
         nb::gil_scoped_release release;
-        hits = tq::range_search(rows, queries, radius, threads_or_default(threads));
+        const int most = threads_or_default(threads);
+        hits = tq::range_search(rows, asked.queries(most), radius, most);
     }
     size_t total = 0;
     for (const auto& h : hits) total += h.size();
@@ -407,8 +444,25 @@ auto map_present(const tq::Int64Map& m, const In<int64_t, 1>& ids, const In<int6
     return copied(found);
 }
 
-void map_erase(tq::Int64Map& m, const In<int64_t, 1>& keys) {
-    for (size_t i = 0; i < keys.shape(0); ++i) m.erase(keys.data()[i]);
+// Ids [n] lose those at `gone`, and those at `movers` go to `holes`, as `removal_moves` has them.
+void map_remove(tq::Int64Map& m, const InOut<int64_t, 1>& ids, const In<int64_t, 1>& gone, const In<int64_t, 1>& holes,
+                const In<int64_t, 1>& movers) {
+    check(holes.shape(0) == movers.shape(0), "holes and movers must be of one length");
+    const auto inside = [&](const In<int64_t, 1>& rows) {
+        for (size_t i = 0; i < rows.shape(0); ++i)
+            if (rows.data()[i] < 0 || rows.data()[i] >= (int64_t)ids.shape(0)) return false;
+        return true;
+    };
+    check(inside(gone) && inside(holes) && inside(movers), "positions: must be rows of the ids");
+    int64_t* at = ids.data();
+    for (size_t i = 0; i < movers.shape(0); ++i)
+        check(at[movers.data()[i]] >= 0, "ids: must not be negative");
+    m.reserve(m.size() + holes.shape(0));
+    for (size_t i = 0; i < gone.shape(0); ++i) m.erase(at[gone.data()[i]]);
+    for (size_t i = 0; i < holes.shape(0); ++i) {
+        at[holes.data()[i]] = at[movers.data()[i]];
+        m.set(at[holes.data()[i]], holes.data()[i]);
+    }
 }
 
 // The rows [0, n) without `gone`, sorted, in n - gone.size() places: the gaps, and the rows past the end to fill them.
@@ -454,6 +508,8 @@ NB_MODULE(_core, m) {
         .def_rw("squared_norm", &Stored::squared_norm, nb::arg().none())
         .def_rw("ids", &Stored::ids, nb::arg().none())
         .def_rw("mask", &Stored::mask, nb::arg().none())
+        .def_rw("signs", &Stored::signs, nb::arg().none())
+        .def_rw("unit", &Stored::unit)
         .def_rw("n", &Stored::n)
         .def_rw("positions", &Stored::positions)
         .def_rw("head_words", &Stored::head_words)
@@ -464,7 +520,7 @@ NB_MODULE(_core, m) {
         .def("find", &map_find, "ids"_a, "keys"_a)
         .def("set", &map_set, "keys"_a, "values"_a)
         .def("present", &map_present, "ids"_a, "keys"_a)
-        .def("erase", &map_erase, "keys"_a)
+        .def("remove", &map_remove, "ids"_a, "positions"_a, "holes"_a, "movers"_a)
         .def("__len__", &tq::Int64Map::size)
         .def_prop_ro("nbytes", &tq::Int64Map::bytes);
     m.def("chain_code", &make_chain, "d"_a, "p"_a, "q"_a, "tables"_a);
@@ -488,9 +544,9 @@ NB_MODULE(_core, m) {
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
     m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
-    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a, "k"_a, "threads"_a = 0);
-    m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a, "candidates"_a, "k"_a, "threads"_a = 0);
-    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a, "radius"_a, "threads"_a = 0);
+    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "k"_a, "threads"_a = 0);
+    m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "candidates"_a, "k"_a, "threads"_a = 0);
+    m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "radius"_a, "threads"_a = 0);
     m.def("simd_level", [] { return std::string(tq::kernels()->name); });
     m.def("simd_reason", [] { return std::string(tq::simd_reason()); });
     m.def("simd_levels", &simd_levels);

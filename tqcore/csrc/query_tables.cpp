@@ -1,20 +1,31 @@
 #include "query_tables.h"
 
+#include <cstring>
+
 namespace tq {
 
 void Tables::build_exact(const Code& code, const float* q) {
-    exact_.assign((size_t)code.words() * 128, 0.0);
-    for (const Part& p : code.parts)
-        kernels()->chain_lut(&p.chain->view(), q + p.first, exact_.data() + (size_t)p.byte * 32);
+    const size_t slots = (size_t)code.words() * 8;
+    exact_.reset(new double[slots * 16]);
+    size_t filled = 0;
+    const auto zero_until = [&](size_t slot) {
+        std::memset(exact_.get() + filled * 16, 0, (slot - filled) * 16 * sizeof(double));
+    };
+    for (const Part& p : code.parts) {
+        zero_until((size_t)p.byte * 2);
+        kernels()->chain_lut(&p.chain->view(), q + p.first, exact_.get() + (size_t)p.byte * 32);
+        filled = (size_t)p.byte * 2 + (size_t)p.chain->view().n_nibbles;
+    }
+    zero_until(slots);
 }
 
 void Tables::build(const Code& code, const float* q, int head_words) {
     build_exact(code, q);
     const int slots = code.words() * 8;
-    bytes_.resize((size_t)slots * 16);
-    weights_.resize((size_t)slots / 8);
-    scratch_.resize((size_t)slots * 2);
-    kernels()->quantize_lut(exact_.data(), slots, 8 * head_words, scratch_.data(), bytes_.data(), weights_.data(), &bounds);
+    bytes_.reset(new uint8_t[(size_t)slots * 16]);
+    weights_.reset(new uint32_t[(size_t)slots / 8]);
+    const std::unique_ptr<double[]> scratch(new double[(size_t)slots * 2]);
+    kernels()->quantize_lut(exact_.get(), slots, 8 * head_words, scratch.get(), bytes_.get(), weights_.get(), &bounds);
 }
 
 }  // namespace tq

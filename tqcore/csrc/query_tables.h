@@ -1,6 +1,6 @@
 // The scanning tables of a query.
 #pragma once
-#include <vector>
+#include <memory>
 
 #include "code.h"
 
@@ -13,14 +13,14 @@ public:
     // The exact tables and the bytes that are scanned.
     void build(const Code& code, const float* q, int head_words);
     // From a word on.
-    QueryTables view(int word = 0) const { return {bytes_.data() + (ptrdiff_t)word * 128, weights_.data() + word}; }
-    const double* exact() const { return exact_.data(); }
+    QueryTables view(int word = 0) const { return {bytes_.get() + (ptrdiff_t)word * 128, weights_.get() + word}; }
+    const double* exact() const { return exact_.get(); }
     QueryBounds bounds{};
 
 private:
-    std::vector<uint8_t> bytes_;
-    std::vector<uint32_t> weights_;
-    std::vector<double> exact_, scratch_;
+    std::unique_ptr<uint8_t[]> bytes_;
+    std::unique_ptr<uint32_t[]> weights_;
+    std::unique_ptr<double[]> exact_;
 };
 
 }  // namespace tq

@@ -12,27 +12,29 @@ struct Candidate {
     int64_t row;
 };
 
-// Keeps every candidate whose upper bound reaches the k-th largest lower bound seen, which is found out every `slack`
-// candidates or so.
+// Keeps every candidate whose upper bound reaches the k-th largest lower bound seen. A small k is followed with every
+// candidate; a larger one is found out every `slack` candidates or so.
 class Reservoir {
 public:
     explicit Reservoir(int64_t k) : Reservoir(k, std::max<int64_t>(k, 48 - k)) {}
-    Reservoir(int64_t k, int64_t slack) : k_((size_t)k), slack_((size_t)slack), limit_(k_ + slack_) {}
+    Reservoir(int64_t k, int64_t slack) : k_((size_t)k), slack_((size_t)slack), limit_(k_ + slack_) {
+        if (k_ > kFollowed) return;
+        lower_.assign(2 * (k_ + 1), -INFINITY);
+        lower_[0] = lower_[k_ + 1] = INFINITY;
+    }
 
     float threshold() const { return threshold_; }
     std::vector<Candidate>& candidates() { return kept_; }
 
     void add(const Candidate& c) {
         kept_.push_back(c);
+        if (k_ <= kFollowed && c.lower > threshold_) follow(c.lower);
         if (kept_.size() >= limit_) prune();
     }
 
     void prune() {
         if (kept_.size() < k_) return;
-        lower_.resize(kept_.size());
-        for (size_t i = 0; i < kept_.size(); ++i) lower_[i] = kept_[i].lower;
-        std::nth_element(lower_.begin(), lower_.begin() + (k_ - 1), lower_.end(), std::greater<float>());
-        threshold_ = std::max(threshold_, lower_[k_ - 1]);
+        if (k_ > kFollowed) raise();
         const float t = threshold_;
         kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [t](const Candidate& c) { return c.upper < t; }),
                     kept_.end());
@@ -40,7 +42,27 @@ public:
     }
 
 private:
+    static constexpr size_t kFollowed = 64;
+
+    // The k largest lower bounds lie in order behind an infinite one, in the first or the second half: each is moved
+    // on to the other half without a branch.
+    void follow(float lower) {
+        const float* from = lower_.data() + (second_ ? k_ + 1 : 0);
+        float* __restrict to = lower_.data() + (second_ ? 0 : k_ + 1);
+        for (size_t i = 1; i <= k_; ++i) to[i] = std::max(from[i], std::min(from[i - 1], lower));
+        second_ = !second_;
+        threshold_ = to[k_];
+    }
+
+    void raise() {
+        lower_.resize(kept_.size());
+        for (size_t i = 0; i < kept_.size(); ++i) lower_[i] = kept_[i].lower;
+        std::nth_element(lower_.begin(), lower_.begin() + (ptrdiff_t)(k_ - 1), lower_.end(), std::greater<float>());
+        threshold_ = std::max(threshold_, lower_[k_ - 1]);
+    }
+
     size_t k_, slack_, limit_;
+    bool second_ = false;
     float threshold_ = -INFINITY;
     std::vector<Candidate> kept_;
     std::vector<float> lower_;

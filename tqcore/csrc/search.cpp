@@ -61,17 +61,17 @@ struct Shares {
 };
 
 struct TopSink : Sink {
-    TopSink(int count, const Reservoir& empty) : kept(count, empty) {}
-    float threshold(int query) override { return kept[(size_t)query].threshold(); }
-    void add(int query, const Candidate& c) override { kept[(size_t)query].add(c); }
+    TopSink(int count, const Reservoir& empty) : Sink(count), kept(count, empty) {}
+    void add(int query, const Candidate& c) override {
+        kept[(size_t)query].add(c);
+        thresholds[(size_t)query] = kept[(size_t)query].threshold();
+    }
     std::vector<Reservoir> kept;
 };
 
 struct RangeSink : Sink {
-    explicit RangeSink(int count) : limits(count), kept(count) {}
-    float threshold(int query) override { return limits[(size_t)query]; }
+    explicit RangeSink(int count) : Sink(count), kept(count) {}
     void add(int query, const Candidate& c) override { kept[(size_t)query].push_back(c.row); }
-    std::vector<float> limits;
     std::vector<std::vector<int64_t>> kept;
 };
 
@@ -114,8 +114,8 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
         // The group's last slice: what no other slice can outdo is scored exactly.
         Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
-            Reservoir all(keep);
-            for (int64_t t = 0; t < s.slices; ++t)
+            Reservoir& all = sinks[(size_t)(g * s.slices)]->kept[(size_t)i];
+            for (int64_t t = 1; t < s.slices; ++t)
                 for (const Candidate& c : sinks[(size_t)(g * s.slices + t)]->kept[(size_t)i].candidates())
                     if (c.upper >= all.threshold()) all.add(c);
             all.prune();
@@ -176,7 +176,7 @@ std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& quer
         for (int i = 0; i < count; ++i) {
             const double c = queries.constant[first + i];
             const double limit = l2 ? 0.5 * (c - (double)radius) : (double)radius - c;
-            sink.limits[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
+            sink.thresholds[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
         }
         const auto tables = scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
         Scorer scorer(rows);

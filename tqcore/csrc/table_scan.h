@@ -29,11 +29,13 @@ inline uint32_t block_mask(const Rows& r, int64_t block) {
     return m & inside;
 }
 
-// What happens to a row that passes a query's bounds.
+// What happens to a row that passes a query's bounds, and the score that it must reach.
 struct Sink {
+    explicit Sink(int count) : thresholds(count, -INFINITY) {}
     virtual ~Sink() = default;
-    virtual float threshold(int query) = 0;
     virtual void add(int query, const Candidate& c) = 0;
+    float threshold(int query) const { return thresholds[(size_t)query]; }
+    std::vector<float> thresholds;
 };
 
 // Queries [first, first + count) over blocks [begin, end), by tables.
