@@ -49,8 +49,9 @@ class TurboQuantIndex(IndexBase):
     d : int
         Dimensions, 8 to 65536.
     bits : float
-        Bits per dimension: 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6 or 8 for "chain", 3, 3.5, 4, 5, 6 or 8 for
-        "layered", 1 to 8 for "mse" and "prod".
+        Bits per dimension: any number from 0.5 to 8 for "chain", of which 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6 and 8
+        are rates of their own and others a mixture of two (``bits=2 - 32 / d`` makes a vector, its scale included, as
+        large as two bits a dimension); 3, 3.5, 4, 5, 6 or 8 for "layered"; 1 to 8 for "mse" and "prod".
     metric : str or int
         "l2" (squared Euclidean distance, smallest first), "ip" (inner product, largest first), "cosine"
         (inner product of normalised vectors), or FAISS's constant for one of the first two.
@@ -62,12 +63,12 @@ class TurboQuantIndex(IndexBase):
         second moments, and bits go where they save most. "auto": the same if the first batch is large enough for it
         (`tqann.planning.auto_rows`: d / 2 vectors and at least 200), oblivious otherwise. For "chain" codes.
     refine_bits : float, optional
-        Rate of a second, finer "chain" code of every vector, above `bits`. `search` then takes `refine_factor` times k
+        Bits of a second, finer "chain" code of every vector, above `bits`. `search` then takes `refine_factor` times k
         candidates by the first code and orders them by the second, by which distances, `range_search` and
         reconstructions go. For device "cpu".
     device : str
-        "cpu", or "cuda" ("cuda:1", ...) for "chain" codes with the Hadamard rotation: codes then lie on the device,
-        CUDA tensors are taken there and searched without a copy to the host, and their results are tensors.
+        "cpu", or "cuda" ("cuda:1", ...) for "chain" codes of one rate with the Hadamard rotation: codes then lie on
+        the device, CUDA tensors are taken there and searched without a copy to the host, and their results are tensors.
     threads : int
         Threads for encoding and searching; 0 takes TQ_THREADS or all cores.
 

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from tqcore.calibration import calibrate
-from tqcore.chain import chain_mse
+from tqcore.chain import mixed_mse
 from tqcore.quantizer import Quantizer
 
 __all__ = ["PLANS", "DriftWarning", "Planner", "auto_rows"]
@@ -97,7 +97,7 @@ class Planner:
             return
         vectors = quantizer.normalized(looked_at)
         centred = vectors - plan.mean
-        oblivious = chain_mse(quantizer.bits, quantizer.memory)
+        oblivious = mixed_mse(quantizer.d, quantizer.bits, quantizer.memory)
         baseline = oblivious * float(np.einsum("ij,ij->", vectors, vectors, dtype=np.float64))
         if plan.centres_only:
             error = oblivious * float(np.einsum("ij,ij->", centred, centred, dtype=np.float64))

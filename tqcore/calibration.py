@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from tqcore.chain import chain_mse
-from tqcore.config import CHAIN_RATES, ChainLayout
+from tqcore.chain import chain_mse, mixed_mse
+from tqcore.config import CHAIN_RATES, ChainLayout, chain_segments
 from tqcore.plan import Plan, Segment
 
 __all__ = ["calibrate"]
@@ -72,10 +72,10 @@ def calibrate(
         moments = energy * covariance + np.outer(mean, mean).astype(np.float64)
         spectrum, forward, backward = _weighted_basis(covariance, moments, _QUERY_POWER)
     segments = _segments(spectrum, bits, memory, d)
-    uniform = float(spectrum.sum()) * chain_mse(bits, memory)
+    uniform = float(spectrum.sum()) * mixed_mse(d, bits, memory)
     spent = _predicted(spectrum, segments, memory)
     if spent > (1 - _LEAST_GAIN) * uniform:
-        return Plan(mean, (Segment(d, bits),), seed, memory)
+        return Plan(mean, tuple(Segment(*s) for s in chain_segments(d, bits)), seed, memory)
     dims = sum(s.dims for s in segments)
     return Plan(
         mean,
@@ -166,7 +166,7 @@ def _segments(spectrum: np.ndarray, bits: float, memory: int, d: int) -> list[Se
     starts = np.cumsum(sizes) - sizes
     energy = np.array([_spread(spectrum[a : a + n]) for a, n in zip(starts, sizes, strict=True)])
     rates, errors = _curve(memory)
-    limit = ChainLayout(d, bits).code_size
+    limit = sum(ChainLayout(*s).code_size for s in chain_segments(d, bits))
     budget = 8.0 * limit
     while True:
         levels = _water_fill(energy, sizes, rates, errors, budget)

@@ -9,9 +9,17 @@ from importlib.resources import files
 import numpy as np
 
 from tqcore import _core
-from tqcore.config import CHAIN_RATES
+from tqcore.config import CHAIN_RATES, chain_segments
 
-__all__ = ["chain_code", "chain_mse", "chain_tables", "nibble_tables", "tables_fingerprint"]
+__all__ = [
+    "chain_code",
+    "chain_mse",
+    "mixed_code",
+    "mixed_mse",
+    "chain_tables",
+    "nibble_tables",
+    "tables_fingerprint",
+]
 
 
 @cache
@@ -61,3 +69,14 @@ def chain_code(d: int, bits: float, memory: int) -> _core.Code:
     """The compiled chain code of `d` dimensions."""
     tables = chain_tables(bits, memory)
     return _core.chain_code(d, *CHAIN_RATES[bits], tables)
+
+
+def mixed_code(d: int, bits: float, memory: int) -> _core.Code:
+    """The same at any number of bits: the chains of `chain_segments` side by side."""
+    chains = [chain_code(dims, rate, memory) for dims, rate in chain_segments(d, bits)]
+    return chains[0] if len(chains) == 1 else _core.join_codes(chains)
+
+
+def mixed_mse(d: int, bits: float, memory: int) -> float:
+    """Mean squared error per dimension of `mixed_code`, from those of its chains."""
+    return sum(dims * chain_mse(rate, memory) for dims, rate in chain_segments(d, bits)) / d

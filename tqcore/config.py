@@ -13,6 +13,7 @@ __all__ = [
     "MIN_D",
     "ChainLayout",
     "chain_layout",
+    "chain_segments",
 ]
 
 MIN_D = 8
@@ -80,3 +81,22 @@ class ChainLayout:
     def words(self) -> int:
         """32-bit words a row in the blocked layout, zero padded."""
         return (self.code_size + 3) // 4
+
+
+def chain_segments(d: int, bits: float) -> tuple[tuple[int, float], ...]:
+    """Dimensions and rates of the chains that code `d` dimensions at `bits`, a rate or any number between two.
+
+    Between two rates the first dimensions have the upper one, as many (a multiple of 8) as ``floor(d * bits / 8)``
+    bytes hold.
+    """
+    if bits in CHAIN_RATES:
+        return ((d, bits),)
+    low, high = max(r for r in CHAIN_RATES if r < bits), min(r for r in CHAIN_RATES if r > bits)
+    limit = int(d * bits // 8)
+    upper = min(d - 8, int((8 * limit - low * d) / (high - low)) + 16) // 8 * 8
+    while upper >= 8:
+        segments = ((upper, high), (d - upper, low))
+        if sum(ChainLayout(*s).code_size for s in segments) <= limit:
+            return segments
+        upper -= 8
+    return ((d, low),)

@@ -1,7 +1,7 @@
 """Row-major codes and the blocked layout that the scan reads.
 
-Blocks are uint32 [nb, words, 16] and hold the bytes of sixteen rows, zero padded to whole words, in the order in which the
-active SIMD level reads them. Byte c of row i is byte ``4 * (i % 16) + c % 4`` of the line ``blocks[i // 16, c // 4]``, or
+Blocks are uint32 [nb, words, 16] and hold the bytes of sixteen rows, zero padded to whole words, in the order in which
+the active SIMD level reads them. Byte c of row i is byte ``4 * (i % 16) + c % 4`` of ``blocks[i // 16, c // 4]``, or
 byte ``16 * (c % 4) + i % 16`` where ``_core.by_place()``.
 """
 

@@ -41,8 +41,8 @@ class Plan:
     With A = `forward` and B = `backward`, <q, x - mean> is the inner product of q B and (x - mean) A over the kept
     dimensions, and the code's error is measured in the second. Each mapped coordinate is divided by its deviation
     before it is rotated with its segment and coded, so that one strong direction does not set the length of all.
-    Where `forward` is None there is one segment, and the map is the random rotation of the seed: a plan that only
-    centres.
+    Where `forward` is None the segments are those of the oblivious code, and the map is the random rotation of the
+    seed: a plan that only centres.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ class Plan:
             ):
                 raise ValueError(f"plan.segments must hold [dims >= 8, rate], got {s!r}")
         dims = sum(s[0] for s in segments)
-        if dims > d or (not description["forward"] and (dims != d or len(segments) != 1)):
+        if dims > d or (not description["forward"] and (dims != d or len(segments) > 2)):
             raise ValueError(f"plan.segments must cover at most {d} dimensions, all of them without a matrix")
         for name in ("forward", "backward"):
             if type(description[name]) is not bool:
@@ -245,6 +245,6 @@ class Plan:
 
     def __repr__(self) -> str:
         if self.centres_only:
-            return f"Plan(centred, {self.segments[0].bits:g} bits)"
+            return f"Plan(centred, {', '.join(f'{s.bits:g}' for s in self.segments)} bits)"
         parts = ", ".join(f"{s.dims} x {s.bits:g}" for s in self.segments)
         return f"Plan({self.d} -> {self.dims} dimensions: {parts} bits)"

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from tqcore import _core
-from tqcore.chain import chain_code, nibble_tables, tables_fingerprint
+from tqcore.chain import mixed_code, nibble_tables, tables_fingerprint
 from tqcore.codebook import lloyd_max
-from tqcore.config import CHAIN_RATES, CODES, LAYER_RATES, MAX_D, MIN_D
+from tqcore.config import CHAIN_RATES, CODES, LAYER_RATES, MAX_D, MIN_D, chain_segments
 from tqcore.layers import Layers
 from tqcore.plan import Plan
 from tqcore.prod import Prod
@@ -33,7 +33,8 @@ class Quantizer:
     d : int
         Dimensions, 8 to 65,536.
     bits : float
-        Bits per dimension without scalars: a rate of `tqcore.config.CHAIN_RATES` for "chain", of `LAYER_RATES` for
+        Bits per dimension without scalars: any number from 0.5 to 8 for "chain" (between two rates of
+        `tqcore.config.CHAIN_RATES` some dimensions have the upper and some the lower one), a rate of `LAYER_RATES` for
         "layered", an integer from 1 to 8 for "mse" and "prod".
     code : str
         "chain" (a tail-biting chain of nibbles), "layered" (a coarse chain and one of its error, which is searched in
@@ -86,7 +87,7 @@ class Quantizer:
         self.d = _integer("d", d, MIN_D, MAX_D)
         self.seed = _integer("seed", seed, 0, 2**63 - 1)
         self.code = _choice("code", code, CODES)
-        self.bits = _rate(bits, code)
+        self.bits = _rate(bits, code, d)
         self.memory = _integer("memory", memory, 2, 3)
         self.rotation = _choice("rotation", rotation, ("hadamard", "haar"))
         self.scale = _choice("scale", "unbiased" if scale is None else scale, ("unbiased", "norm"))
@@ -126,7 +127,7 @@ class Quantizer:
         """The code that is searched and the one that encodes; they differ where one scalar code has two forms."""
         d, bits = self.d, self.bits
         if self.code == "chain":
-            core = chain_code(d, bits, self.memory) if self.plan is None else self.plan.core()
+            core = mixed_code(d, bits, self.memory) if self.plan is None else self.plan.core()
             return core, core
         if self.code == "layered":
             self.layers = Layers(d, bits, self.memory, self.seed)
@@ -250,7 +251,8 @@ class Quantizer:
         Raises
         ------
         ValueError
-            For codes that are not sums over nibbles: "prod", and "mse" at 3, 5, 6, 7 and 8 bits.
+            For codes that are not sums over nibbles of one chain: "prod", "mse" at 3, 5, 6, 7 and 8 bits, and "chain"
+            between two rates.
         """
         return _core.lut(self.core, self.project(q))
 
@@ -324,7 +326,7 @@ class Quantizer:
         if self.layers is not None:
             return self.layers.encode(y, threads)
         codes, dots, _ = _core.encode(self._encoder, y, None, threads)
-        return codes, dots[:, 0]
+        return codes, dots.sum(axis=1)
 
     def _planned_chunk(self, plan: Plan, centred: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray]:
         z = _core.project(centred, plan.encode_matrix, threads)
@@ -388,14 +390,19 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _rate(bits: Any, code: str) -> float:
-    rates = tuple({"chain": CHAIN_RATES, "layered": LAYER_RATES}.get(code, map(float, range(1, 9))))
-    if (
-        isinstance(bits, bool)
-        or not isinstance(bits, (int, float, np.integer, np.floating))
-        or bits not in rates
-    ):
-        raise ValueError(
-            f"bits must be one of {', '.join(f'{b:g}' for b in rates)} for code {code!r}, got {bits!r}"
-        )
+def _rate(bits: Any, code: str, d: int) -> float:
+    number = isinstance(bits, (int, float, np.integer, np.floating)) and not isinstance(bits, bool)
+    if code == "chain":
+        low, high = min(CHAIN_RATES), max(CHAIN_RATES)
+        if not number or not low <= bits <= high:
+            raise ValueError(f"bits must be a number from {low:g} to {high:g} for code 'chain', got {bits!r}")
+        segments = chain_segments(d, bits)
+        if len(segments) == 1:  # a rate, or too few dimensions to mix two
+            return segments[0][1]
+    else:
+        rates = tuple(LAYER_RATES if code == "layered" else map(float, range(1, 9)))
+        if not number or bits not in rates:
+            raise ValueError(
+                f"bits must be one of {', '.join(f'{b:g}' for b in rates)} for code {code!r}, got {bits!r}"
+            )
     return float(bits)

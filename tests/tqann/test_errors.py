@@ -258,7 +258,7 @@ def test_an_error_while_encoding_changes_nothing(refuses, monkeypatch):
         ({"d": 16, "metric": 2}, ValueError, "^metric must be"),
         ({"d": 16, "metric": True}, ValueError, "^metric must be"),
         ({"d": 16, "metric": None}, ValueError, "^metric must be"),
-        ({"d": 16, "bits": 7.5}, ValueError, "bits"),
+        ({"d": 16, "bits": 8.5}, ValueError, "bits"),
         ({"d": 16, "bits": 0}, ValueError, "bits"),
         ({"d": 16, "bits": "4"}, (TypeError, ValueError), "bits"),
         ({"d": 16, "code": "pq"}, ValueError, "code"),

@@ -219,7 +219,7 @@ def forgeries():
     yield lambda h: h.update(extra=1)
     yield lambda h: h.pop("metric") and None
     yield from (quantizer(d=d) for d in (7, 9, 2**40, 8.0, "8", None, True))
-    yield from (quantizer(bits=b) for b in (0, 3, 4.25, "4", None, 1e308, [4], True))
+    yield from (quantizer(bits=b) for b in (0, 3, 9.25, "4", None, 1e308, [4], True))
     yield from (quantizer(code=c) for c in ("prod", "other", 1, None, ["chain"]))
     yield from (
         quantizer(**f) for f in ({"memory": 9}, {"memory": 2.0}, {"seed": -1}, {"seed": 0.5}, {"seed": False})

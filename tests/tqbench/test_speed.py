@@ -156,7 +156,9 @@ def test_methods_of_a_width():
     assert {"sqtqmse", "turbovec"} <= {case.method.name for case in cases_of(2)}
     assert "turbovec-full" not in {case.method.name for case in cases_of(3)}
     chain, layered, calibrated = lower_cases(4)
-    assert [case.bits for case in chain] == [case.bits for case in calibrated] == [3.5, 3, 2.5, 2, 1.5, 1, 0.5]
+    assert (
+        [case.bits for case in chain] == [case.bits for case in calibrated] == [3.5, 3, 2.5, 2, 1.5, 1, 0.5]
+    )
     assert [case.bits for case in layered] == [3]
     assert lower_cases(4, ("layered", "pq-fs")) == [layered]
     with pytest.raises(BenchError, match="methods must be among"):

@@ -8,8 +8,6 @@ from tqcore.packing import blocks_for, move_rows, pack_rows, put_rows, unpack_ro
 from tqcore.reference import packing as reference
 
 
-
-
 @pytest.fixture(params=_core.simd_levels(), autouse=True)
 def level(request):
     before = _core.simd_level()
@@ -48,7 +46,9 @@ def test_rows_are_replaced():
         pack_rows(blocks, 3, rows)
         reference.pack_rows(expected, 3, rows, _core.by_place())
     np.testing.assert_array_equal(blocks, expected)
-    np.testing.assert_array_equal(reference.unpack_rows(expected, slice(6, 22), 7, _core.by_place()), second[3:19])
+    np.testing.assert_array_equal(
+        reference.unpack_rows(expected, slice(6, 22), 7, _core.by_place()), second[3:19]
+    )
 
 
 def test_rows_are_put_one_by_one():

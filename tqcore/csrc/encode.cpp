@@ -235,7 +235,9 @@ bool scalars_of(const Scalars& kind, int d, const double* norms, const double* d
         finite &= std::isfinite(*scalars++);
     };
     for (int64_t i = 0; i < n; ++i) {
-        const double norm = kind.unit ? (double)(norms[i] > 0) : norms[i], dot = dots[i * n_dots];
+        const double norm = kind.unit ? (double)(norms[i] > 0) : norms[i];
+        double dot = dots[i * n_dots];
+        for (int p = 1; p < n_dots; ++p) dot += dots[i * n_dots + p];
         put(kind.unbiased && dot > 0 ? norm * root / dot : norm / root);
         if (kind.store_norm) put(norm * norm);
     }

@@ -30,8 +30,8 @@ struct Scalars {
     bool store_norm;    // the squared norm follows
 };
 
-// scalars [n][1 + store_norm] of codes from norms [n] and dots [n][n_dots], of which the first is all of it; whether
-// they are finite.
+// scalars [n][1 + store_norm] of codes from norms [n] and dots [n][n_dots], one of every part; whether they are
+// finite.
 bool scalars_of(const Scalars& kind, int d, const double* norms, const double* dots, int n_dots, int64_t n,
                 float* scalars);
 void decode_rows(const Code& code, const uint8_t* codes, int64_t n, float* yhat, int threads);

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import torch
 
+from tqcore.config import CHAIN_RATES, ChainLayout
 from tqcore.gpu.chain import decode_chain, encode_chain
 from tqcore.gpu.layout import CodeLayout
 from tqcore.gpu.rotation import hadamard_rotate, normalize, sign_words
@@ -44,6 +45,10 @@ class DeviceQuantizer:
                 "device 'cuda' takes code='chain' with rotation='hadamard', "
                 f"got {quantizer.code!r} with {quantizer.rotation!r}; index those on the CPU"
             )
+        mapped = quantizer.plan is not None and not quantizer.plan.centres_only
+        if quantizer.bits not in CHAIN_RATES and not mapped:
+            rates = ", ".join(f"{b:g}" for b in CHAIN_RATES)
+            raise ValueError(f"device 'cuda' takes bits among {rates}, got {quantizer.bits:g}")
         self.quantizer, self.device = quantizer, device
         self.layout = CodeLayout(quantizer, device)
         plan = quantizer.plan
@@ -129,8 +134,6 @@ class DeviceQuantizer:
 
     @staticmethod
     def _nibbles(d: int, bits: float) -> int:
-        from tqcore.config import ChainLayout
-
         return ChainLayout(d, bits).n_nibbles
 
     def decode(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:

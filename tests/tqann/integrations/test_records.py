@@ -85,7 +85,7 @@ def test_bad_put_changes_nothing(store, ids, shape, records, message):
 
 def test_options_are_checked_at_once():
     with pytest.raises(ValueError, match="bits must"):
-        RecordStore({"bits": 7.7})
+        RecordStore({"bits": 9})
     with pytest.raises(ValueError, match="d must be left out"):
         RecordStore({"d": 16})
 

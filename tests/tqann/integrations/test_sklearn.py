@@ -78,7 +78,7 @@ def test_classifier_and_clustering_on_the_graph(digits):
         ({"mode": "graph"}, ValueError, "mode must be one of 'distance', 'connectivity', got 'graph'"),
         ({"metric": "manhattan"}, ValueError, "metric must be one of"),
         ({"n_jobs": -2}, ValueError, "n_jobs must be at least 1"),
-        ({"bits": 7.7}, ValueError, "bits must"),
+        ({"bits": 9}, ValueError, "bits must"),
     ],
 )
 def test_bad_parameters_are_named(digits, arguments, error, message):
