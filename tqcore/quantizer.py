@@ -67,6 +67,8 @@ class Quantizer:
         The compiled code.
     layers : Layers or None
         Of a "layered" code.
+    signs : ndarray or None
+        Those of the rotation, where the core rotates by itself before it encodes.
     """
 
     def __init__(
@@ -98,10 +100,10 @@ class Quantizer:
         self.layers: Layers | None = None
         self.plan = self._checked_plan(plan)
         self.core, self._encoder = self._build()
-        # Signs of the rotation, where the core normalizes, rotates and encodes rows in one go.
         self.signs: np.ndarray | None = None
         if isinstance(self._rotation, HadamardRotation) and self._prod is None and self.layers is None:
-            self.signs = self._rotation.signs
+            # A copy that may be written: a read-only array reaches the core by way of an exception.
+            self.signs = self._rotation.signs.copy()
         self.code_size: int = self.core.code_size
         self.n_scalars = (2 if code == "prod" else 1) + self.store_norm
 
@@ -396,7 +398,7 @@ def _rate(bits: Any, code: str, d: int) -> float:
         low, high = min(CHAIN_RATES), max(CHAIN_RATES)
         if not number or not low <= bits <= high:
             raise ValueError(f"bits must be a number from {low:g} to {high:g} for code 'chain', got {bits!r}")
-        segments = chain_segments(d, bits)
+        segments = chain_segments(d, float(bits))
         if len(segments) == 1:  # a rate, or too few dimensions to mix two
             return segments[0][1]
     else:

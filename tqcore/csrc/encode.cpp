@@ -5,21 +5,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "aligned.h"
 #include "parallel.h"
 
 namespace tq {
 namespace {
-
-// Aligned scratch of one task.
-class Scratch {
-public:
-    explicit Scratch(size_t bytes) : data_(bytes + 64) {}
-    void* at() { return (void*)(((uintptr_t)data_.data() + 63) & ~(uintptr_t)63); }
-    float* floats() { return (float*)at(); }
-
-private:
-    std::vector<uint8_t> data_;
-};
 
 constexpr int64_t kTilesPerTask = 4;
 constexpr int64_t kRowwise = 8;      // fewer rows than this do not fill a tile well
@@ -33,9 +23,9 @@ void for_tiles(int64_t n, size_t scratch_bytes, int threads, F&& f) {
     if (threads > tasks) threads = (int)tasks;
     const int64_t per_worker = threads > 1 ? kTilesPerTask : tiles;
     parallel_for(threads > 1 ? tasks : (tiles > 0), threads, [&](int64_t task) {
-        Scratch scratch(scratch_bytes);
+        const Aligned<float> scratch(scratch_bytes / sizeof(float) + 1);
         for (int64_t t = task * per_worker; t < tiles && t < (task + 1) * per_worker; ++t)
-            f(t * kLanes, (int)(n - t * kLanes < kLanes ? n - t * kLanes : kLanes), scratch.floats());
+            f(t * kLanes, (int)(n - t * kLanes < kLanes ? n - t * kLanes : kLanes), scratch.get());
     });
 }
 
@@ -98,23 +88,29 @@ bool encodes_rowwise(const Code& code) {
 void encode_row(const Code& code, const RotationView* rotation, const float* x, uint8_t* codes, double* dots,
                 double* norm) {
     const Kernels& k = *kernels();
-    std::vector<float> y(x, x + code.d), yhat((size_t)code.d);
+    const Aligned<float> rotated(rotation ? (size_t)code.d : 0), yhat((size_t)code.d);
+    const float* y = x;
     if (rotation) {
-        *norm = k.normalize_row(x, code.d, y.data());
-        k.rotate_row(rotation, y.data(), 0);
+        *norm = k.normalize_row(x, code.d, rotated.get());
+        k.rotate_row(rotation, rotated.get(), 0);
+        y = rotated.get();
     }
-    std::vector<uint8_t> nibbles;
+    int most = 32;
+    for (const Part& p : code.parts) most = std::max(most, p.chain->view().n_nibbles);
+    const Aligned<uint8_t> nibbles((size_t)most + 1), back((size_t)kLanes * (size_t)most);
     for (size_t p = 0; p < code.parts.size(); ++p) {
         const ChainView& c = code.parts[p].chain->view();
-        const float* part = y.data() + code.parts[p].first;
-        nibbles.assign((size_t)c.n_nibbles + 1, 0);
-        const std::unique_ptr<uint8_t[]> back(new uint8_t[(size_t)kLanes * (size_t)std::max(c.n_nibbles, 32)]);
-        for (int i = 0; i < c.d; ++i) yhat[(size_t)i] = std::max(-6.0f, std::min(6.0f, part[i]));
-        k.chain_encode_row(&c, yhat.data(), nibbles.data(), back.get());
-        for (int j = 0; j < c.n_nibbles; j += 2)
-            codes[code.parts[p].byte + j / 2] = (uint8_t)(nibbles[(size_t)j] | nibbles[(size_t)j + 1] << 4);
-        decode_nibbles(c, nibbles.data(), yhat.data());
-        dots[p] = k.dot(part, yhat.data(), c.d);
+        const float* part = y + code.parts[p].first;
+        for (int i = 0; i < c.d; ++i) yhat.get()[i] = std::max(-6.0f, std::min(6.0f, part[i]));
+        k.chain_encode_row(&c, yhat.get(), nibbles.get(), back.get());
+        nibbles.get()[c.n_nibbles] = 0;
+        for (int j = 0; j < c.code_size; ++j) {
+            uint16_t both;
+            std::memcpy(&both, nibbles.get() + 2 * j, sizeof(both));
+            codes[code.parts[p].byte + j] = (uint8_t)(both | both >> 4);
+        }
+        decode_nibbles(c, nibbles.get(), yhat.get());
+        dots[p] = k.dot(part, yhat.get(), c.d);
     }
 }
 

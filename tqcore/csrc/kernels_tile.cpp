@@ -53,24 +53,34 @@ void store_tile(const float* y, int n, int d, float* x, ptrdiff_t stride) {
         for (int i = 0; i < d; ++i) x[l * stride + i] = y[(ptrdiff_t)i * kLanes + l];
 }
 
-// Two rounds of butterflies, of strides s and 2 s, on four registers.
-static inline void two_rounds(float* at, ptrdiff_t s) {
+// Two rounds of butterflies, of strides s and 2 s, on four registers; the last ones are scaled.
+template <bool kLast>
+static inline void two_rounds(float* at, ptrdiff_t s, float c) {
+    const auto put = [c](float* to, wfloat v) { store_wide(to, kLast ? v * c : v); };
     const wfloat a = load_wide(at), b = load_wide(at + s);
     const wfloat e = load_wide(at + 2 * s), f = load_wide(at + 3 * s);
     const wfloat a1 = a + b, b1 = a - b, e1 = e + f, f1 = e - f;
-    store_wide(at, a1 + e1);
-    store_wide(at + s, b1 + f1);
-    store_wide(at + 2 * s, a1 - e1);
-    store_wide(at + 3 * s, b1 - f1);
+    put(at, a1 + e1);
+    put(at + s, b1 + f1);
+    put(at + 2 * s, a1 - e1);
+    put(at + 3 * s, b1 - f1);
 }
 
-// Unnormalised Walsh-Hadamard transform of p coordinates, strides 1, 2, 4 ..., two strides a pass.
-static void hadamard(float* y, int p, float c) {
+static void flip(float* y, const float* signs, int d) {
+    for (int i = 0; i < d; ++i)
+        for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + kLanes; at < end; at += kWide)
+            store_wide(at, load_wide(at) * signs[i]);
+}
+
+// Walsh-Hadamard transform of p coordinates times c, strides 1, 2, 4 ..., two strides a pass; of the coordinates times
+// `signs`, if given.
+static void hadamard(float* y, int p, float c, const float* signs) {
+    if (signs) flip(y, signs, p);
     int h = 1;
     for (; h * 2 < p; h *= 4) {
         const ptrdiff_t s = (ptrdiff_t)h * kLanes;
         for (int i = 0; i < p; i += 4 * h)
-            for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + s; at < end; at += kWide) two_rounds(at, s);
+            for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + s; at < end; at += kWide) two_rounds<false>(at, s, c);
     }
     for (; h < p; h *= 2) {
         const ptrdiff_t s = (ptrdiff_t)h * kLanes;
@@ -84,12 +94,6 @@ static void hadamard(float* y, int p, float c) {
     for (float *at = y, *end = y + (ptrdiff_t)p * kLanes; at < end; at += kWide) store_wide(at, load_wide(at) * c);
 }
 
-static void flip(float* y, const float* signs, int d) {
-    for (int i = 0; i < d; ++i)
-        for (float *at = y + (ptrdiff_t)i * kLanes, *end = at + kLanes; at < end; at += kWide)
-            store_wide(at, load_wide(at) * signs[i]);
-}
-
 static void fold_halves(float* y, int d) {
     const float c = 0.70710678118654752440f;
     const ptrdiff_t h = (ptrdiff_t)(d / 2) * kLanes;
@@ -100,50 +104,60 @@ static void fold_halves(float* y, int d) {
     }
 }
 
-// One row, coordinates in the lanes: the same butterflies, so the same bits.
-static void hadamard_row(float* y, int p, float c) {
-    int h = 1;
-    if (p >= kWide) {
-        wint lane;
-        for (int l = 0; l < kWide; ++l) lane[l] = l;
-        for (int i = 0; i < p; i += kWide) {
-            wfloat v = load_wide(y + i);
-#pragma GCC unroll 4
-            for (int s = 1; s < kWide; s *= 2) {
-                const wfloat sign = __builtin_convertvector(((lane & s) == 0) * -2 - 1, wfloat);
-                wfloat other;
-#if defined(__clang__)
-                for (int l = 0; l < kWide; ++l) other[l] = v[l ^ s];
-#else
-                other = __builtin_shuffle(v, lane ^ s);
-#endif
-                v = other + v * sign;
-            }
-            store_wide(y + i, v);
-        }
-        h = kWide;
-    }
-    for (; h >= kWide && 4 * h <= p; h *= 4)  // two rounds in one pass
-        for (int i = 0; i < p; i += 4 * h)
-            for (float *at = y + i, *end = at + h; at < end; at += kWide) two_rounds(at, h);
-    for (; h < p; h *= 2)
+static void flip_row(float* y, const float* signs, int d) {
+    for (int i = 0; i < d; ++i) y[i] *= signs[i];
+}
+
+// Fewer coordinates than fill a register.
+static void hadamard_few(float* y, int p, float c) {
+    for (int h = 1; h < p; h *= 2)
         for (int i = 0; i < p; i += 2 * h)
-            for (int k = i; k < i + h; k += h < kWide ? 1 : kWide) {
-                if (h < kWide) {
-                    const float a = y[k], b = y[k + h];
-                    y[k] = a + b;
-                    y[k + h] = a - b;
-                } else {
-                    const wfloat a = load_wide(y + k), b = load_wide(y + k + h);
-                    store_wide(y + k, a + b);
-                    store_wide(y + k + h, a - b);
-                }
+            for (int k = i; k < i + h; ++k) {
+                const float a = y[k], b = y[k + h];
+                y[k] = a + b;
+                y[k + h] = a - b;
             }
     for (int i = 0; i < p; ++i) y[i] *= c;
 }
 
-static void flip_row(float* y, const float* signs, int d) {
-    for (int i = 0; i < d; ++i) y[i] *= signs[i];
+template <bool kLast>
+static void two_rounds_row(float* y, int p, int h, float c) {
+    for (int i = 0; i < p; i += 4 * h)
+        for (float *at = y + i, *end = at + h; at < end; at += kWide) two_rounds<kLast>(at, h, c);
+}
+
+// One row, coordinates in the lanes: the same butterflies, so the same bits.
+static void hadamard_row(float* y, int p, float c, const float* signs) {
+    if (p <= kWide) {
+        if (signs) flip_row(y, signs, p);
+        return hadamard_few(y, p, c);
+    }
+    wint lane;
+    for (int l = 0; l < kWide; ++l) lane[l] = l;
+    for (int i = 0; i < p; i += kWide) {
+        wfloat v = load_wide(y + i);
+        if (signs) v *= load_wide(signs + i);
+#pragma GCC unroll 4
+        for (int s = 1; s < kWide; s *= 2) {
+            const wfloat sign = __builtin_convertvector(((lane & s) == 0) * -2 - 1, wfloat);
+            wfloat other;
+#if defined(__clang__)
+            for (int l = 0; l < kWide; ++l) other[l] = v[l ^ s];
+#else
+            other = __builtin_shuffle(v, lane ^ s);
+#endif
+            v = other + v * sign;
+        }
+        store_wide(y + i, v);
+    }
+    int h = kWide;
+    for (; 4 * h < p; h *= 4) two_rounds_row<false>(y, p, h, c);
+    if (4 * h == p) return two_rounds_row<true>(y, p, h, c);
+    for (float *at = y, *end = y + h; at < end; at += kWide) {
+        const wfloat a = load_wide(at), b = load_wide(at + h);
+        store_wide(at, (a + b) * c);
+        store_wide(at + h, (a - b) * c);
+    }
 }
 
 static void fold_row(float* y, int d) {
@@ -171,20 +185,20 @@ static void rotate(const RotationView* r, float* y, int inverse) {
         const int round = inverse ? r->rounds - 1 - step : step;
         const float* s0 = r->signs + (ptrdiff_t)round * 2 * d;
         if (!inverse) {
-            flip_of(y, s0, d);
-            hadamard_of(y, p, c);
+            flip_of(y + (ptrdiff_t)p * kWidth, s0 + p, d - p);
+            hadamard_of(y, p, c, s0);
             if (d > p) {
-                flip_of(y, s0 + d, d);
-                hadamard_of(tail, p, c);
+                flip_of(y, s0 + d, d - p);
+                hadamard_of(tail, p, c, s0 + d + (d - p));
                 if (round < r->rounds - 1) fold_of(y, d);
             }
         } else {
             if (d > p) {
                 if (round < r->rounds - 1) fold_of(y, d);
-                hadamard_of(tail, p, c);
+                hadamard_of(tail, p, c, nullptr);
                 flip_of(y, s0 + d, d);
             }
-            hadamard_of(y, p, c);
+            hadamard_of(y, p, c, nullptr);
             flip_of(y, s0, d);
         }
     }

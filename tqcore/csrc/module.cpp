@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "aligned.h"
 #include "encode.h"
 #include "int64_map.h"
 #include "parallel.h"
@@ -337,7 +338,7 @@ public:
 
     tq::Queries queries(int threads) {
         if (constants_) return {q_, constants_, n_};
-        rotated_.reset(new float[(size_t)(n_ * rotation_.d)]);
+        rotated_ = tq::Aligned<float>((size_t)(n_ * rotation_.d));
         computed_.resize((size_t)n_);
         tq::rotate_queries(rotation_, unit_, q_, n_, rotated_.get(), computed_.data(), threads);
         if (!squares_) std::fill(computed_.begin(), computed_.end(), 0.0);
@@ -350,7 +351,7 @@ private:
     int64_t n_;
     tq::RotationView rotation_{};
     bool unit_ = false, squares_ = false;
-    std::unique_ptr<float[]> rotated_;
+    tq::Aligned<float> rotated_;
     std::vector<double> computed_;
 };
 

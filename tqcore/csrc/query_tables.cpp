@@ -6,7 +6,7 @@ namespace tq {
 
 void Tables::build_exact(const Code& code, const float* q) {
     const size_t slots = (size_t)code.words() * 8;
-    exact_.reset(new double[slots * 16]);
+    exact_ = Aligned<double>(slots * 16);
     size_t filled = 0;
     const auto zero_until = [&](size_t slot) {
         std::memset(exact_.get() + filled * 16, 0, (slot - filled) * 16 * sizeof(double));
@@ -22,9 +22,9 @@ void Tables::build_exact(const Code& code, const float* q) {
 void Tables::build(const Code& code, const float* q, int head_words) {
     build_exact(code, q);
     const int slots = code.words() * 8;
-    bytes_.reset(new uint8_t[(size_t)slots * 16]);
-    weights_.reset(new uint32_t[(size_t)slots / 8]);
-    const std::unique_ptr<double[]> scratch(new double[(size_t)slots * 2]);
+    bytes_ = Aligned<uint8_t>((size_t)slots * 16);
+    weights_ = Aligned<uint32_t>((size_t)slots / 8);
+    const Aligned<double> scratch((size_t)slots * 2);
     kernels()->quantize_lut(exact_.get(), slots, 8 * head_words, scratch.get(), bytes_.get(), weights_.get(), &bounds);
 }
 

@@ -1,7 +1,6 @@
 // The scanning tables of a query.
 #pragma once
-#include <memory>
-
+#include "aligned.h"
 #include "code.h"
 
 namespace tq {
@@ -18,9 +17,9 @@ public:
     QueryBounds bounds{};
 
 private:
-    std::unique_ptr<uint8_t[]> bytes_;
-    std::unique_ptr<uint32_t[]> weights_;
-    std::unique_ptr<double[]> exact_;
+    Aligned<uint8_t> bytes_;
+    Aligned<uint32_t> weights_;
+    Aligned<double> exact_;
 };
 
 }  // namespace tq

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstring>
 
+#include "aligned.h"
 #include "encode.h"
 #include "query_tables.h"
 #include "reservoir.h"
@@ -51,7 +52,7 @@ public:
         }
         const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
         chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
-        acc_.reset(new int32_t[(size_t)chunk_ * kLanes * (size_t)std::min(kTile, count)]);
+        acc_ = Aligned<int32_t>((size_t)chunk_ * kLanes * (size_t)std::min(kTile, count));
         pass_.assign((size_t)chunk_ + 3, 0);
     }
 
@@ -299,7 +300,7 @@ private:
     int64_t chunk_;
     std::vector<Tables> tables_;
     std::vector<QueryBounds> heads_;                  // of the queries, if rows are scored by their first words
-    std::unique_ptr<int32_t[]> acc_;                  // of a chunk, for the queries of a tile
+    Aligned<int32_t> acc_;                            // of a chunk, for the queries of a tile
     std::vector<uint16_t> allowed_, pass_;            // of the blocks of a chunk
     std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own
     std::vector<uint32_t> copies_;                    // those blocks, and what belongs to them
