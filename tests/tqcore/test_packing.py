@@ -59,3 +59,21 @@ def test_moves_of_a_removal_are_of_increasing_rows():
     for wrong in ([3, 3], [4, 2], [-1], [10]):
         with pytest.raises(ValueError, match="positions"):
             _core.removal_moves(10, np.array(wrong))
+
+
+def test_a_map_of_ids_follows_a_removal():
+    ids, positions = np.array([0, 7, 2, 9, 4]), _core.Int64Map()
+    positions.set(np.array([7, 9]), np.array([1, 3]))
+    gone, holes, movers = np.array([0, 3]), np.array([0]), np.array([4])
+    for wrong in (
+        (gone, holes, movers[:0]),
+        (gone + 2, holes, movers),
+        (gone, holes - 1, movers),
+        (gone, holes, movers + 1),
+    ):
+        with pytest.raises(ValueError, match=r"holes|positions"):
+            positions.remove(ids, *wrong)
+    positions.remove(ids, gone, holes, movers)
+    np.testing.assert_array_equal(ids[:3], [4, 7, 2])
+    np.testing.assert_array_equal(positions.find(ids[:3], np.array([4, 7, 2, 0, 9])), [0, 1, 2, -1, -1])
+    assert len(positions) == 2
