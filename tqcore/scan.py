@@ -70,7 +70,7 @@ def search(
     """
     stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
     stored.positions = positions
-    if quantizer.layers is not None and np.isfinite(deviations):
+    if quantizer.layers is not None and quantizer.layers.head_words > 0 and np.isfinite(deviations):
         stored.head_words, stored.head_share = quantizer.layers.head_words, quantizer.layers.head_share
         stored.deviations = deviations
     return _core.search(quantizer.core, stored, *_asked(quantizer, stored, q, metric, threads), k, threads)

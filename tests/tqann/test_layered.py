@@ -71,3 +71,12 @@ def test_what_it_cannot_be_combined_with():
         TurboQuantIndex(D, 4, code="layered", plan="calibrated")
     with pytest.raises(ValueError, match='refine_bits needs code="chain"'):
         TurboQuantIndex(D, 3, code="layered", refine_bits=8)
+
+
+def test_first_layers_of_less_than_a_word_are_no_first_step():
+    x = np.random.default_rng(5).standard_normal((50, 9)).astype(np.float32)
+    index = TurboQuantIndex(9, 4, "ip", code="layered")
+    index.add(x)
+    whole = index.search(x, 5, params=SearchParameters(deviations=np.inf))
+    for mine, expected in zip(index.search(x, 5), whole, strict=True):
+        np.testing.assert_array_equal(mine, expected)

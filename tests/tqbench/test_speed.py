@@ -155,12 +155,14 @@ def test_methods_of_a_width():
     assert [case.method.name for case in cases_of(4)] == [name for name in SPEED_METHODS if name != "sqtqmse"]
     assert {"sqtqmse", "turbovec"} <= {case.method.name for case in cases_of(2)}
     assert "turbovec-full" not in {case.method.name for case in cases_of(3)}
-    chain, layered, calibrated = lower_cases(4)
+    chain, layered, calibrated = lower_cases(4, 128)
     assert (
-        [case.bits for case in chain] == [case.bits for case in calibrated] == [3.5, 3, 2.5, 2, 1.5, 1, 0.5]
+        [case.bits for case in chain]
+        == [case.bits for case in calibrated]
+        == [3.75, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]
     )
     assert [case.bits for case in layered] == [3]
-    assert lower_cases(4, ("layered", "pq-fs")) == [layered]
+    assert lower_cases(4, 128, ("layered", "pq-fs")) == [layered]
     with pytest.raises(BenchError, match="methods must be among"):
         cases_of(4, ("flat",))
     with pytest.raises(BenchError, match="bits 3 is offered by none"):

@@ -94,7 +94,7 @@ def test_a_map_of_ids_follows_a_removal():
         (gone, holes - 1, movers),
         (gone, holes, movers + 1),
     ):
-        with pytest.raises(ValueError, match="holes|positions"):
+        with pytest.raises(ValueError, match=r"holes|positions"):
             positions.remove(ids, *wrong)
     positions.remove(ids, gone, holes, movers)
     np.testing.assert_array_equal(ids[:3], [4, 7, 2])

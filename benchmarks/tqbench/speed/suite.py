@@ -68,14 +68,11 @@ def run_speed(
     if settings.repeats < 1:
         raise BenchError(f"repeats must be at least 1, got {settings.repeats}")
     cases = {bits: cases_of(bits, methods) for bits in grid.bits}
-    lower = {bits: lower_cases(bits, methods) for bits in grid.bits}
     empty = [f"{bits:g}" for bits, own in cases.items() if not own]
     if empty:
         raise BenchError(f"bits {', '.join(empty)} is offered by none of the chosen methods")
     results: list[dict[str, Any]] = []
     with progress_bar(quiet) as bar:
-        builds = [*cases.values(), *(widths for codes in lower.values() for widths in codes)]
-        steps = sum(map(len, builds)) + len(grid.bits) * len(grid.cells)
         task = bar.add_task("tq bench speed", total=None, detail="")
 
         def say(what: str) -> None:
@@ -83,6 +80,9 @@ def run_speed(
 
         queries = max(settings.recall_queries, *grid.nq)
         for name, data in speed_sets(grid, queries, options):
+            lower = {bits: lower_cases(bits, data.d, methods) for bits in grid.bits}
+            builds = [*cases.values(), *(widths for codes in lower.values() for widths in codes)]
+            steps = sum(map(len, builds)) + len(grid.bits) * len(grid.cells)
             bar.update(task, completed=0, total=steps, detail=f"{data.name}: exact neighbours")
             asked = data.queries[: settings.recall_queries]
             truth = ground_truth(data.base, asked, RECALL_DEPTH, data.metric)
