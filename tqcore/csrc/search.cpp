@@ -11,7 +11,9 @@ namespace tq {
 namespace {
 
 constexpr int kGroup = 32;                       // queries that share one pass over a slice of the codes
-constexpr int64_t kWorkPerThread = 6 << 20;      // code bytes times queries worth starting a thread for
+constexpr int64_t kLeastGroup = 8;               // queries for every thread that they are divided for
+constexpr int64_t kWorkPerThread = 12 << 20;     // code bytes times queries worth starting a thread for
+constexpr int64_t kLeastSlice = 32;              // blocks
 constexpr int64_t kRescoredPerThread = 1 << 18;  // the same for rows scored one by one
 
 // The same by decoding every row, for codes that are not nibble tables: the bounds are the score itself.
@@ -32,28 +34,20 @@ void decode_scan(const Rows& rows, const Queries& queries, int64_t first, int co
         }
 }
 
-// The scan of queries [first, first + count) over blocks [begin, end); the tables it made, if it made any.
-std::unique_ptr<TableScan> scan(const Rows& rows, const Queries& queries, int64_t first, int count, int64_t begin,
-                                int64_t end, Sink& sink) {
-    if (!rows.code->scannable()) {
-        decode_scan(rows, queries, first, count, begin, end, sink);
-        return nullptr;
-    }
-    auto tables = std::make_unique<TableScan>(rows, queries, first, count);
-    tables->run(begin, end, sink);
-    return tables;
-}
-
-// Query groups times slices of the blocks, so that every thread has a share whatever the shape.
+// Query groups times slices of the blocks, so that every thread has a share whatever the shape. Slices are as many as
+// threads where groups do not go round, or so many that who is late does fewer of them.
 struct Shares {
-    Shares(const Rows& rows, int64_t nq, int wanted) {
+    Shares(const Rows& rows, int64_t nq, int wanted, bool fine) {
         blocks = (rows.n + kLanes - 1) / kLanes;
         const int64_t work = rows.n * (int64_t)rows.code->code_size * nq / kWorkPerThread + 1;
         threads = (int)std::max<int64_t>(1, std::min<int64_t>(wanted, work));
-        group = (int)std::min<int64_t>(kGroup, std::max<int64_t>(1, nq));
+        // As many groups for each thread, of whole tiles, where there are queries enough.
+        groups = (nq + kGroup - 1) / kGroup;
+        if (nq >= threads * kLeastGroup) groups = (groups + threads - 1) / threads * threads;
+        group = (int)std::min(nq, (nq + groups * kTile - 1) / (groups * kTile) * kTile);
         groups = (nq + group - 1) / group;
-        slices = groups >= 2 * threads ? 1 : threads;
-        slices = std::max<int64_t>(1, std::min(slices, blocks));
+        slices = threads == 1 ? 1 : fine ? std::max<int64_t>(4, 8 * threads / groups) : groups % threads ? threads : 1;
+        slices = std::max<int64_t>(1, std::min(slices, blocks / kLeastSlice));
     }
     int64_t begin(int64_t slice) const { return blocks * slice / slices; }
     int64_t blocks, groups, slices;
@@ -73,6 +67,28 @@ struct RangeSink : Sink {
     explicit RangeSink(int count) : Sink(count), kept(count) {}
     void add(int query, const Candidate& c) override { kept[(size_t)query].push_back(c.row); }
     std::vector<std::vector<int64_t>> kept;
+};
+
+// A scan of queries [first, first + count), one range of blocks after the other, and what it has found.
+template <class S>
+struct Search {
+    template <class... Options>
+    Search(const Rows& rows, const Queries& queries, int64_t first, int count, const Options&... options)
+        : rows(rows), queries(queries), first(first), count(count), sink(count, options...) {
+        if (rows.code->scannable()) tables = std::make_unique<TableScan>(rows, queries, first, count);
+    }
+    void run(int64_t begin, int64_t end) {
+        if (tables) tables->run(begin, end, sink);
+        else decode_scan(rows, queries, first, count, begin, end, sink);
+    }
+    const double* exact(int query) const { return tables ? tables->exact(query) : nullptr; }
+
+    const Rows& rows;
+    const Queries& queries;
+    int64_t first;
+    int count;
+    S sink;
+    std::unique_ptr<TableScan> tables;
 };
 
 struct Scored { double score; int64_t id, row; };
@@ -99,29 +115,37 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
     std::fill(ids, ids + queries.n * k, (int64_t)-1);
     std::fill(distances, distances + queries.n * k, rows.squared_norm ? FLT_MAX : -FLT_MAX);
     if (keep == 0 || queries.n == 0) return;
-    const Shares s(rows, queries.n, threads);
+    // By its first layer a row can be dropped for a threshold that another order would have raised later, so the order
+    // must not depend on which thread is first.
+    const bool fixed = rows.head.words;
+    const Shares s(rows, queries.n, threads, !fixed);
     // Whole rows cost enough to ask for their threshold often.
-    const Reservoir empty = rows.head.words ? Reservoir(keep, std::max<int64_t>(4, keep / 4)) : Reservoir(keep);
-    std::vector<std::unique_ptr<TopSink>> sinks((size_t)(s.groups * s.slices));
-    std::vector<std::atomic<int>> left((size_t)s.groups);
-    for (auto& l : left) l = (int)s.slices;
-    parallel_for(s.groups * s.slices, s.threads, [&](int64_t task) {
-        const int64_t g = task / s.slices, slice = task % s.slices, first = g * s.group;
+    const Reservoir empty = fixed ? Reservoir(keep, std::max<int64_t>(4, keep / 4)) : Reservoir(keep);
+    const int64_t width = fixed ? s.slices : s.threads;  // searches of a group
+    std::vector<std::unique_ptr<Search<TopSink>>> searches((size_t)(s.groups * width));
+    std::vector<std::atomic<int64_t>> next((size_t)s.groups), left((size_t)s.groups);  // slices of a group
+    for (auto& l : left) l = s.slices;
+    const auto work = [&](int64_t worker, int64_t g, int64_t slice) {
+        const int64_t first = g * s.group;
         const int count = (int)std::min<int64_t>(s.group, queries.n - first);
-        sinks[(size_t)task] = std::make_unique<TopSink>(count, empty);
-        const auto tables = scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), *sinks[(size_t)task]);
+        auto* const group = &searches[(size_t)(g * width)];
+        auto& own = group[fixed ? slice : worker];
+        if (!own) own = std::make_unique<Search<TopSink>>(rows, queries, first, count, empty);
+        own->run(s.begin(slice), s.begin(slice + 1));
         if (--left[(size_t)g]) return;
-        // The group's last slice: what no other slice can outdo is scored exactly.
+        // The group's last slice: what no other search can outdo is scored exactly.
         Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
-            Reservoir& all = sinks[(size_t)(g * s.slices)]->kept[(size_t)i];
-            for (int64_t t = 1; t < s.slices; ++t)
-                for (const Candidate& c : sinks[(size_t)(g * s.slices + t)]->kept[(size_t)i].candidates())
+            Reservoir& all = own->sink.kept[(size_t)i];
+            for (int64_t w = 0; w < width; ++w) {
+                if (!group[w] || &group[w] == &own) continue;
+                for (const Candidate& c : group[w]->sink.kept[(size_t)i].candidates())
                     if (c.upper >= all.threshold()) all.add(c);
+            }
             all.prune();
             std::vector<int64_t> candidates;
             for (const Candidate& c : all.candidates()) candidates.push_back(c.row);
-            scorer.set_query(queries.q + (first + i) * rows.code->query_size(), tables ? tables->exact(i) : nullptr);
+            scorer.set_query(queries.q + (first + i) * rows.code->query_size(), own->exact(i));
             std::vector<Scored> scored = score_all(scorer, rows, candidates);
             const size_t n = std::min<size_t>((size_t)keep, scored.size());
             std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
@@ -130,7 +154,14 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
                 ids[(first + i) * k + (int64_t)r] = rows.positions ? scored[r].row : scored[r].id;
             }
         }
-        for (int64_t t = 0; t < s.slices; ++t) sinks[(size_t)(g * s.slices + t)].reset();
+        for (int64_t w = 0; w < width; ++w) group[w].reset();
+    };
+    // Each thread begins with groups of its own, then helps with what is left of others.
+    parallel_for(s.threads, s.threads, [&](int64_t worker) {
+        for (int64_t i = 0; i < s.groups; ++i) {
+            const int64_t g = (worker * s.groups / s.threads + i) % s.groups;
+            for (int64_t slice; (slice = next[(size_t)g].fetch_add(1)) < s.slices;) work(worker, g, slice);
+        }
     });
 }
 
@@ -166,24 +197,24 @@ void rescore(const Rows& rows, const Queries& queries, const int64_t* candidates
 std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& queries, float radius, int threads) {
     std::vector<std::vector<Hit>> hits((size_t)queries.n);
     if (rows.n == 0 || queries.n == 0) return hits;
-    const Shares s(rows, queries.n, threads);
+    const Shares s(rows, queries.n, threads, false);
     const bool l2 = rows.squared_norm;
     std::mutex guard;
     parallel_for(s.groups * s.slices, s.threads, [&](int64_t task) {
         const int64_t g = task / s.slices, slice = task % s.slices, first = g * s.group;
         const int count = (int)std::min<int64_t>(s.group, queries.n - first);
-        RangeSink sink(count);
+        Search<RangeSink> own(rows, queries, first, count);
         for (int i = 0; i < count; ++i) {
             const double c = queries.constant[first + i];
             const double limit = l2 ? 0.5 * (c - (double)radius) : (double)radius - c;
-            sink.thresholds[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
+            own.sink.thresholds[(size_t)i] = (float)(limit - 1e-6 * (std::fabs(limit) + std::fabs(c)));
         }
-        const auto tables = scan(rows, queries, first, count, s.begin(slice), s.begin(slice + 1), sink);
+        own.run(s.begin(slice), s.begin(slice + 1));
         Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
             std::vector<Hit> found;
-            scorer.set_query(queries.q + (first + i) * rows.code->query_size(), tables ? tables->exact(i) : nullptr);
-            for (const Scored& r : score_all(scorer, rows, sink.kept[(size_t)i])) {
+            scorer.set_query(queries.q + (first + i) * rows.code->query_size(), own.exact(i));
+            for (const Scored& r : score_all(scorer, rows, own.sink.kept[(size_t)i])) {
                 const float d = distance(rows, queries, first + i, r.score);
                 if (l2 ? d < radius : d > radius) found.push_back({d, r.id});
             }

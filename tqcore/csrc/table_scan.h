@@ -61,7 +61,8 @@ public:
     void run(int64_t begin, int64_t end, Sink& sink) {
         std::vector<uint32_t> scratch;
         // Small at first: a threshold from few rows spares most of the next ones.
-        int64_t size = kFirstChunk, stop;
+        int64_t size = ran_ ? chunk_ : kFirstChunk, stop;
+        ran_ = true;
         for (int64_t b = begin; b < end; b = stop, size = std::min(chunk_, 2 * size)) {
             stop = std::min(end, b + size);
             if (rows_.mask && pick(b, stop, sink)) continue;
@@ -298,6 +299,7 @@ private:
     const Rows& rows_;
     int words_, count_;
     int64_t chunk_;
+    bool ran_ = false;
     std::vector<Tables> tables_;
     std::vector<QueryBounds> heads_;                  // of the queries, if rows are scored by their first words
     Aligned<int32_t> acc_;                            // of a chunk, for the queries of a tile
