@@ -229,7 +229,12 @@ class Plan:
             ):
                 raise ValueError(f"plan.segments must hold [dims >= 8, rate], got {s!r}")
         dims = sum(s[0] for s in segments)
-        if dims > d or (not description["forward"] and (dims != d or len(segments) > 2)):
+        rates = [s[1] for s in segments]
+        # Without a matrix it is an oblivious code, of one rate or of two neighbours, the upper one first.
+        oblivious = dims == d and (
+            len(rates) == 1 or rates[1:] == [max((r for r in CHAIN_RATES if r < rates[0]), default=0)]
+        )
+        if dims > d or (not description["forward"] and not oblivious):
             raise ValueError(f"plan.segments must cover at most {d} dimensions, all of them without a matrix")
         for name in ("forward", "backward"):
             if type(description[name]) is not bool:

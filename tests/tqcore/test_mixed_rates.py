@@ -9,6 +9,7 @@ from tqcore import _core, scan
 from tqcore.calibration import calibrate
 from tqcore.chain import chain_mse, chain_tables, mixed_mse
 from tqcore.config import CHAIN_RATES, ChainLayout, chain_segments
+from tqcore.plan import Plan
 from tqcore.quantizer import Quantizer
 from tqcore.reference import chain as reference
 from tqcore.reference import packing
@@ -111,6 +112,11 @@ def test_plans_take_mixtures():
     assert repr(centred) == "Plan(centred, 2.5, 2 bits)"
     mapped = calibrate(x * np.geomspace(1, 0.01, 64, dtype=np.float32), 2.25, memory=2, seed=0)
     assert not mapped.centres_only
+    described = {"segments": [[32, 2.5], [32, 2.0]], "forward": False, "backward": False}
+    assert centred.describe() == described
+    for wrong in ([[32, 2.0], [32, 2.5]], [[32, 3.0], [32, 2.0]], [[32, 2.5], [16, 2.0], [16, 1.5]]):
+        with pytest.raises(ValueError, match="all of them without a matrix"):
+            Plan.shapes(64, described | {"segments": wrong})
     for plan in (centred, mapped):
         quantizer = Quantizer(64, 2.25, plan=plan)
         codes, scalars = quantizer.encode(x)

@@ -184,6 +184,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
                                                          _mm256_shuffle_epi8(of_high, high[b]));
                     s[0] = _mm256_add_epi16(s[0], both);
                     s[1] = _mm256_add_epi16(s[1], _mm256_srli_epi16(both, 8));
+                    __asm__("" : "+x"(s[0]), "+x"(s[1]));  // GCC would add up both halves first and run out of registers
                 }
             }
         }
