@@ -35,7 +35,7 @@ class SearchParameters:
         Candidates for each result, at least 1, of an index with `refine_bits`; None takes that of the index.
     deviations : float, optional
         Of an index with code "layered": standard deviations of the first layer's error that are granted to every vector
-        before its second layer is left out, at least 0. The default is 3.5; `math.inf`
+        before its second layer is left out, at least 0. The default is 3; `math.inf`
         scores every vector whole.
 
     Examples
