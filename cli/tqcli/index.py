@@ -7,13 +7,10 @@ from typing import Any
 import click
 
 from tqbench.errors import BenchError
-from tqbench.methods import CHAIN_BITS
 
 from .output import one_line_errors, print_json
 
 __all__ = ["index"]
-
-_BITS = ", ".join(f"{b:g}" for b in CHAIN_BITS)
 
 
 @click.group()
@@ -28,7 +25,7 @@ def index() -> None:
     "--bits",
     default=4.0,
     show_default=True,
-    help=f"Bits per dimension: {_BITS} for chain, 1 to 8 for the rest.",
+    help="Bits per dimension: any number from 0.5 to 8 for chain, 1 to 8 for the rest.",
 )
 @click.option(
     "--code", type=click.Choice(["chain", "layered", "mse", "prod"]), default="chain", show_default=True

@@ -109,7 +109,7 @@ def test_own_ids_and_parquet(run):
         (["index", "info", "absent.tqann"], "no such file: absent.tqann"),
         (["index", "info", "x.npy"], ""),
         (["index", "build", "absent.npy", "o"], "no such file: absent.npy"),
-        (["index", "build", "x.npy", "o", "--bits", "2.25"], "bits"),
+        (["index", "build", "x.npy", "o", "--bits", "9.25"], "bits"),
         (["index", "build", "x.npy", "o", "--ids", "x.npy"], "ids must be 120 integers"),
         (["bench", "ann", "--methods", "nothing"], "methods must be among"),
         (["bench", "ann", "--source", "file"], "needs the vectors: --base FILE"),
