@@ -26,7 +26,6 @@ SPEED_METHODS: dict[str, tuple[float, ...] | None] = {
     "sqtqmse": (1, 2, 3),  # at 4 and 8 bits FAISS's plain scalar quantizer is as large and faster
     "rabitqlib": None,
 }
-_LOWEST = 0.5
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Cas
         [
             Case(method, b)
             for b in sorted((*method.bits, *whole[method.name]), reverse=True)
-            if _LOWEST <= b < bits
+            if min(method.bits) <= b < bits
         ]
         for method in chosen
     ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..metrics import median
-from .matching import match_summaries, matches, side_by_side
-from .standing import Rival, Standing, shares, standings, summaries
+from .matching import MatchSummary, match_summaries, matches, side_by_side
+from .standing import Rival, Standing, Summary, shares, standings, summaries
 
 __all__ = [
     "SPEED_TABLES",
@@ -34,15 +34,16 @@ class Table:
     left: int = 1
 
 
+def _leads(s: Summary | MatchSummary) -> tuple[str, ...]:
+    """What both summaries begin with."""
+    return s.label, str(s.cells), _times(s.median), _times(s.lowest), f"{s.leads} of {s.cells}"
+
+
 def summary_table(record: dict[str, Any]) -> Table:
     """Medians of the ratios, a code a row."""
     rows = [
         (
-            s.label,
-            str(s.cells),
-            _times(s.median),
-            _times(s.lowest),
-            f"{s.leads} of {s.cells}",
+            *_leads(s),
             str(s.outfound),
             _times(s.equal_median),
             _times(s.equal_lowest),
@@ -123,17 +124,7 @@ def match_table(record: dict[str, Any]) -> Table:
 
 def match_summary_table(record: dict[str, Any]) -> Table:
     """Medians of the ratios of `match_table`, oblivious codes and calibrated ones apart."""
-    rows = [
-        (
-            s.label,
-            str(s.cells),
-            _times(s.median),
-            _times(s.lowest),
-            f"{s.leads} of {s.cells}",
-            str(s.unmatched),
-        )
-        for s in match_summaries(record)
-    ]
+    rows = [(*_leads(s), str(s.unmatched)) for s in match_summaries(record)]
     title = "Queries/s of our fastest code that finds no less in no more bytes, in those of each cell's fastest rival"
     if not side_by_side(record):
         title += "; of ours only the rivals' widths were measured"
