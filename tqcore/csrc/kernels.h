@@ -42,10 +42,10 @@ struct QueryTables {
     const uint32_t* weights;       // [words], the word's weight of 1..64 in each of four bytes
 };
 
-// Per-query bounds: the true score of a row is a*(acc*delta + base) + b to within a*above upwards and a*below downwards,
-// but for one row in 10^10 (see quantize_lut).
+// Per-query bounds: the true score of a row is a*(acc*delta + base) + b to within a*error, but for one row in 2 * 10^10
+// (see quantize_lut).
 struct QueryBounds {
-    float delta, base, above, below, threshold;
+    float delta, base, error, threshold;
     float norm_factor;             // b = norm_factor * squared norm, rounded towards a larger bound
     float head_base;               // base of the sum over the first slots alone
     float head_variance;           // of that sum's error, in units of the score

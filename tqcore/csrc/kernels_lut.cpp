@@ -200,7 +200,7 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
     bounds->delta = delta;
     bounds->base = (float)base;
     const double likely = kDeviations * __builtin_sqrt(variance);
-    bounds->above = bounds->below = (float)((likely < worst ? likely : worst) + slack);
+    bounds->error = (float)((likely < worst ? likely : worst) + slack);
     bounds->threshold = -__builtin_inff();
 }
 

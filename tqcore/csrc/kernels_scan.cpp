@@ -285,7 +285,7 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
 
 void reachable(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds* q, const float* a,
                const float* squared_norms, uint16_t* masks) {
-    const float offset = q->base + q->above;
+    const float offset = q->base + q->error;
     for (int b = 0; b < n_blocks; ++b) {
         const vfloat dot = __builtin_convertvector(load(acc + b * stride), vfloat) * q->delta + offset;
         vfloat upper = dot * load(a + (ptrdiff_t)b * kLanes);

@@ -100,7 +100,7 @@ private:
         QueryBounds out = whole;
         out.delta = (float)(whole.delta / share);
         out.base = (float)(whole.head_base / share);
-        out.above = (float)(rows_.head.deviations * std::sqrt(rest + whole.head_variance / (share * share)));
+        out.error = (float)(rows_.head.deviations * std::sqrt(rest + whole.head_variance / (share * share)));
         return out;
     }
 
@@ -257,7 +257,7 @@ private:
         uint32_t out = 0;
         for (; m; m &= m - 1) {
             const int lane = __builtin_ctz(m), at = base + lane;
-            const float upper = a[at] * ((float)acc[lane] * q.delta + (q.base + q.above)) +
+            const float upper = a[at] * ((float)acc[lane] * q.delta + (q.base + q.error)) +
                                 (norms ? norms[at] * q.norm_factor : 0.0f);
             if (upper >= threshold) out |= 1u << lane;
         }
@@ -290,9 +290,9 @@ private:
         const QueryBounds& q = tables_[query].bounds;
         const int at = base + lane;
         const float a = run.scale[at], dot = (float)acc[lane] * q.delta, norm = run.norms ? run.norms[at] : 0.0f;
-        const float upper = a * (dot + (q.base + q.above)) + norm * q.norm_factor;
+        const float upper = a * (dot + (q.base + q.error)) + norm * q.norm_factor;
         if (upper < sink.threshold(query)) return;
-        sink.add(query, {upper, a * (dot + (q.base - q.below)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
+        sink.add(query, {upper, a * (dot + (q.base - q.error)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
                          run.numbers ? run.numbers[at] : run.first + at});
     }
 
