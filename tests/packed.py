@@ -4,10 +4,9 @@ import math
 
 import torch
 
-from tqcore.chain import chain_tables, nibble_tables
-from tqcore.codebook import lloyd_max
 from tqkv.kernels.decode import PackedStates
 from tqkv.layout import PackedLayout
+from tqkv.tables import byte_tables
 
 
 def random_states(batch, kv_heads, capacity, d, bits, role, generator, code="chain", mean=False):
@@ -17,9 +16,8 @@ def random_states(batch, kv_heads, capacity, d, bits, role, generator, code="cha
     codes = torch.randint(0, 256, tiles, dtype=torch.uint8, generator=generator)
     scales = torch.rand(batch, kv_heads, capacity, generator=generator) + 0.5
     signs = torch.randint(0, 2, (3, d), generator=generator) * 2.0 - 1.0
-    tables = chain_tables(bits, 2) if code == "chain" else nibble_tables(lloyd_max(d, int(bits)))
     means = torch.randn(kv_heads, d, generator=generator) if mean else None
-    return PackedStates(codes, scales.to(torch.float16), bits, tables, signs, means)
+    return PackedStates(codes, scales.to(torch.float16), bits, byte_tables(code, d, bits), signs, means)
 
 
 def moved(states, device):

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from tqcore.chain import chain_tables, nibble_tables
-from tqcore.codebook import lloyd_max
 from tqcore.rotation import HadamardRotation
 from tqkv.config import CacheOptions
 from tqkv.layout import PackedLayout, supported
 from tqkv.masks import Padding
 from tqkv.storage import PackedStore
+from tqkv.tables import byte_tables
 from tqkv.view import AttentionView
 
 if TYPE_CHECKING:
@@ -103,15 +102,10 @@ def _packed(store: PackedStore) -> PackedStates:
         store.codes,
         store.scalars[0],
         codec.bits,
-        _tables(codec.code, codec.head_dim, codec.bits),
+        byte_tables(codec.code, codec.head_dim, codec.bits),
         _signs(codec.head_dim, codec.seed, store.codes.device),
         None if codec.mean is None else codec.mean[:, 0],
     )
-
-
-@lru_cache(maxsize=64)
-def _tables(code: str, head_dim: int, bits: float) -> np.ndarray:
-    return chain_tables(bits, 2) if code == "chain" else nibble_tables(lloyd_max(head_dim, int(bits)))
 
 
 @lru_cache(maxsize=64)

@@ -26,12 +26,12 @@ def supported(head_dim: int, bits: float) -> bool:
 class PackedLayout:
     """Where the nibbles of 16 tokens lie in a tile.
 
-    A warp's lane l = 4 g + t decodes, of keys, quarter t of the dimensions of tokens g and g + 8, and of values,
-    sixteenths g and g + 8 (of 64 dimensions eighth g) of tokens 2 t, 2 t + 1, 2 t + 8 and 2 t + 9. The nibbles of all
-    its parts lie side by side: of keys nibble 0 of both tokens, then nibble 1 of both; of values nibble 0 of 2 t and
-    2 t + 1 of the first part, of the same tokens of the second part, of 2 t + 8 and 2 t + 9 of the first part and of
-    the second, then nibble 1 of all these. They form one string, cut into pieces of 16, 8, 4 and 2 bytes, largest
-    first; the pieces of a kind of all lanes follow each other.
+    A warp's lane l = 4 g + t decodes, of keys, quarter t of the dimensions of tokens 2 g and 2 g + 1, and of values,
+    sixteenths g and g + 8 (of 64 dimensions eighth g) of tokens 4 t to 4 t + 3. Four nibbles that are looked up in one
+    table lie side by side: of keys those of a token at one place of four periods in a row, of values those of four
+    tokens at one place. Keys go by groups of four periods, then by places, then by tokens; values by places, then by
+    sixteenths. Where a quarter of a key has two periods, the four nibbles are those of both tokens. All of a lane's form one
+    string, cut into pieces of 16, 8, 4 and 2 bytes, largest first; the pieces of a kind of all lanes follow each other.
 
     Parameters
     ----------
@@ -92,15 +92,27 @@ class PackedLayout:
         lane = torch.arange(_LANES)
         g, t = lane // 4, lane % 4
         row = 2 * self.code_size
+        p, q = CHAIN_RATES[self.bits]
         if self.role == "key":
-            parts = [(token, t) for token in (g, g + 8)]
-            share = row // 4
+            periods = self.head_dim // 4 // q
+            if periods < 4:
+                places = [(i, j + p * e) for j in range(p) for i in (0, 1) for e in range(periods)]
+            else:
+                places = [
+                    (i, j + p * (first + e))
+                    for first in range(0, periods, 4)
+                    for j in range(p)
+                    for i in (0, 1)
+                    for e in range(4)
+                ]
+            starts = [(2 * g + i) * row + t * (row // 4) + place for i, place in places]
         else:
             chunks = [g] if self.head_dim == 64 else [g, g + 8]
             share = row // 8 // len(chunks)
-            parts = [(2 * t + add + i, c) for add in (0, 8) for c in chunks for i in (0, 1)]
-        starts = torch.stack([token * row + chunk * share for token, chunk in parts], dim=1)
-        strings = (starts[:, None, :] + torch.arange(share)[:, None]).flatten(1)
+            starts = [
+                (4 * t + e) * row + chunk * share + j for j in range(share) for chunk in chunks for e in range(4)
+            ]
+        strings = torch.stack(starts, dim=1)
         pieces, start = [], 0
         for size in self.pieces:
             pieces.append(strings[:, start : start + 2 * size].flatten())

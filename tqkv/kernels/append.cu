@@ -36,7 +36,7 @@ extern "C" __global__ void gather(const Side* sides, const long long* slot, floa
 }
 
 // Codes [layers, rows, nibbles / 2] and scales [layers, rows] to token *token; places [16, nibbles] says where the
-// nibbles of each token of a tile lie. No two nibbles of a token share a byte.
+// nibbles of each token of a tile lie. Threads change the bits of their own nibbles only.
 extern "C" __global__ void settle(
     const Side* sides, const long long* token, const unsigned char* codes, const u16* scales, const int* places,
     int nibbles, int tile_bytes, int capacity
@@ -46,8 +46,9 @@ extern "C" __global__ void settle(
     codes += index * (nibbles / 2);
     unsigned char* tile = side.codes + (row * (capacity / 16) + at / 16) * tile_bytes;
     for (int i = threadIdx.x; i < nibbles; i += blockDim.x) {
-        const int nibble = codes[i / 2] >> 4 * (i % 2) & 15, place = places[at % 16 * nibbles + i], shift = 4 * (place % 2);
-        tile[place / 2] = (unsigned char)(tile[place / 2] & ~(15 << shift) | nibble << shift);
+        const int nibble = codes[i / 2] >> 4 * (i % 2) & 15, place = places[at % 16 * nibbles + i], shift = 4 * (place % 8);
+        unsigned int* word = (unsigned int*)tile + place / 8;
+        atomicXor(word, ((*word >> shift ^ nibble) & 15) << shift);
     }
     if (threadIdx.x == 0) side.scales[row * capacity + at] = scales[index];
 }

@@ -15,14 +15,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from tqcore.config import CHAIN_RATES
 from tqcore.gpu.rtc import Kernel, compile_module
 from tqkv.layout import PackedLayout
+from tqkv.tables import ByteTables
 
-__all__ = ["PackedStates", "decode_attention", "table_words"]
+__all__ = ["PackedStates", "decode_attention"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
-_WARPS = 16
+_WARPS = 8
 _SHARING = 64  # dimensions of a partial result that share a factor
-_IN_FLIGHT = 18  # partial results that are read at a time
+_IN_FLIGHT = 17  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
 _FIXED, _BATCH = 32, 2
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -63,8 +64,8 @@ class PackedStates:
         float16 [batch, kv_heads, 16 * tiles], contiguous, not negative; NaN makes the outputs NaN that see it.
     bits : float
         Bits per dimension.
-    tables : numpy.ndarray
-        float32 [Q, m, 16] with m 1 or 2, as `tqcore.chain.chain_tables` or `nibble_tables` returns them.
+    tables : ByteTables
+        What the nibbles stand for.
     signs : torch.Tensor
         float32 [rounds, head_dim] of the rotation: each round multiplies by its signs, then transforms.
         Not to be changed once used.
@@ -75,7 +76,7 @@ class PackedStates:
     codes: torch.Tensor
     scales: torch.Tensor
     bits: float
-    tables: np.ndarray
+    tables: ByteTables
     signs: torch.Tensor
     mean: torch.Tensor | None = None
 
@@ -162,8 +163,8 @@ def decode_attention(
     )
     tensors = (
         *(q, keys.codes, values.codes, keys.scales, values.scales),
-        _device_tables(keys.tables.tobytes(), keys.tables.shape, keys.bits, q.device),
-        _device_tables(values.tables.tobytes(), values.tables.shape, values.bits, q.device),
+        _device_tables(_table_bytes(keys.tables), q.device),
+        _device_tables(_table_bytes(values.tables), q.device),
         *(
             _sign_words(keys.signs),
             _sign_words(values.signs),
@@ -189,39 +190,6 @@ def decode_attention(
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
         kernel((blocks, batch, parts), (_WARPS * 32,), (problem,), shared)
     return out
-
-
-def table_words(tables: np.ndarray, bits: float) -> np.ndarray:
-    """Look-up words of the kernel.
-
-    Parameters
-    ----------
-    tables : numpy.ndarray
-        float32 [Q, m, 16], m 1 or 2.
-    bits : float
-        Rate, P nibbles per Q dimensions.
-
-    Returns
-    -------
-    numpy.ndarray
-        float16 [P, 16, 2, 2]: of each phase and nibble, two words of two values. The first word holds what the nibble
-        gives to the dimensions it closes, the second what it gives to those that the next one closes; where both are
-        single they share the first.
-    """
-    p, q = CHAIN_RATES[bits]
-    first = np.zeros((q, 16), np.float32) if tables.shape[1] == 1 else tables[:, 1]
-    words = np.zeros((p, 16, 2, 2), np.float16)
-    for phase in range(p):
-        now = [i for i in range(2 * q) if i * p // q == phase]
-        following = [i for i in range(2 * q) if i * p // q == phase + 1]
-        for place, dim in enumerate(now):
-            words[phase, :, 0, place] = tables[dim % q, 0]
-        if len(now) == len(following) == 1:
-            words[phase, :, 0, 1] = first[following[0] % q]
-            continue
-        for place, dim in enumerate(following):
-            words[phase, :, 1, place] = first[dim % q]
-    return words
 
 
 def _check(
@@ -252,8 +220,10 @@ def _check(
             (f"{role} signs", states.signs, torch.float32, (min(len(states.signs), _ROUNDS), d)),
             (f"{role} mean", states.mean, torch.float32, (kv_heads, d)),
         ]
-        if states.tables.shape not in [(CHAIN_RATES[states.bits][1], m, 16) for m in (1, 2)]:
-            raise ValueError(f"{role} tables must be [Q, 1 or 2, 16], got {states.tables.shape}")
+        if states.tables.entries.shape != (CHAIN_RATES[states.bits][1], 2, 16):
+            raise ValueError(
+                f"{role} tables must be [{CHAIN_RATES[states.bits][1]}, 2, 16], got {states.tables.entries.shape}"
+            )
     if values.mean is not None:
         raise ValueError("values must have mean None")
     if (extra_k is None) != (extra_v is None):
@@ -314,10 +284,15 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def _table_bytes(tables: ByteTables) -> bytes:
+    """Entries uint8 [Q, 2, 16], then float32 [Q, 2]: step and offset of every dimension of a period."""
+    units = np.stack([tables.steps, tables.offsets.sum(axis=1)], axis=1)
+    return tables.entries.tobytes() + units.astype(np.float32).tobytes()
+
+
 @lru_cache(maxsize=64)
-def _device_tables(data: bytes, shape: tuple[int, ...], bits: float, device: torch.device) -> torch.Tensor:
-    words = table_words(np.frombuffer(data, np.float32).reshape(shape), bits)
-    return torch.from_numpy(words).to(device)
+def _device_tables(data: bytes, device: torch.device) -> torch.Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
 
 
 _words = WeakTensorKeyDictionary()
@@ -381,8 +356,9 @@ def _kernel(
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
-    # Tables; then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
+    # Barriers, then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
     pairs, sides = _WARPS // 2, 1 if head_dim == 64 else 2
-    rings = pairs * 4 * (16 + 48 + (256 if head_dim > 128 else 512)) + _QUERIES * 4 * (head_dim // 2 + 18)
+    words = -(-head_dim // 4 // key_q // 4) * key_q
+    rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 1) * 4 + 12)
     sums = 4 * pairs * _QUERIES * 4 + pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
-    return module.kernel("decode"), 2048 + max(rings, sums)
+    return module.kernel("decode"), 16 + max(rings, sums, _WARPS * 8 + 4 * pairs * _QUERIES * 4 + _WARPS * head_dim * 4)

@@ -7,18 +7,16 @@
 constexpr int D = HEAD_DIM;
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
 constexpr int TILE = 16;              // tokens
-constexpr int STEP = HEAD_DIM > 128 ? 1 : 2;  // tiles that a pair of warps takes at a time
+constexpr int STEP = 2;                // tiles that a pair of warps takes at a time
 constexpr int PAIRS = WARPS / 2;      // of a warp that scores keys and one that adds up values
 constexpr int SLOTS = 4;              // steps that the first may be ahead of the second
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
-constexpr int TABLE_BYTES = 1024;     // a side: at most 7 nibbles a period, 16 entries of 8 bytes
-constexpr int KEY_AHEAD = 3, VALUE_AHEAD = 3;  // operands looked up ahead of their products
-constexpr int IN_FLIGHT = 9;          // partial results that a warp loads at a time
+constexpr int IN_FLIGHT = 17;         // partial results that a warp loads at a time
 constexpr int SHARING = 64;           // dimensions of a partial result that share a factor
 constexpr float NO_SCORE = -1e30f;
-constexpr float LARGEST = 32768.0f;   // of a weight before the running maximum is raised, within float16
-constexpr float HEADROOM = 7.0f;      // log2 of the largest weight just after that
+constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
+constexpr float MOST_WEIGHT = 65535.0f, MOST_QUERY = 32512.0f;  // of 16-bit weights, and of coordinates of queries
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
 constexpr float LEAST = 1e-30f;       // factor of a partial result
 
@@ -27,21 +25,18 @@ template <int P, int Q>
 struct Rate {
     static constexpr __host__ __device__ int first(int j) { return (j * Q + P - 1) / P; }
     static constexpr __host__ __device__ int closes(int j) { return first(j + 1) - first(j); }
-    // With one dimension closed and one continued both table values share a word.
-    static constexpr __host__ __device__ bool pair(int j) { return closes(j) != 1 || closes(j + 1) != 1; }
-    static constexpr __host__ __device__ int words(int nibbles) {
-        int n = 0;
-        for (int j = 0; j < nibbles; j++) n += pair(j) ? 2 : 1;
-        return n;
-    }
 };
 typedef Rate<KEY_P, KEY_Q> KeyRate;
 typedef Rate<VALUE_P, VALUE_Q> ValueRate;
 
 constexpr int KEY_CHUNK = D / 4;                              // dimensions of a lane's part of a key
-constexpr int KEY_NIBBLES = KEY_CHUNK * KEY_P / KEY_Q;        // of one token
-constexpr int KEY_BYTES = KEY_NIBBLES;                        // of the lane's 2 tokens
-constexpr int KEY_STEPS = KeyRate::words(KEY_NIBBLES) / 2;    // matrix instructions of a tile
+constexpr int KEY_BYTES = KEY_CHUNK * KEY_P / KEY_Q;          // of the lane's 2 tokens
+// A word of a product is what four periods have at one place. A chunk of two periods fills half of it, and the other half
+// with the second token's.
+constexpr int KEY_PERIODS = KEY_CHUNK / KEY_Q, KEY_GROUPS = (KEY_PERIODS + 3) / 4;
+constexpr bool KEY_HALVES = KEY_PERIODS < 4;
+constexpr int KEY_TERMS = KEY_Q + KeyRate::closes(0);         // words of a group: its dimensions, and what it gives to the next
+constexpr int QUERY_WORDS = KEY_GROUPS * KEY_Q;               // of a lane's part of a query
 constexpr int SIDES = D > 64 ? 2 : 1;                         // chunks of a lane: rows g and g + 8 of the sums
 constexpr int VALUE_CHUNK = D / 8 / SIDES;
 constexpr int VALUE_NIBBLES = VALUE_CHUNK * VALUE_P / VALUE_Q;  // of one token's chunk
@@ -50,22 +45,22 @@ constexpr int CARRIED = ValueRate::closes(VALUE_NIBBLES);     // dimensions of t
 constexpr int VALUE_ROWS = VALUE_CHUNK + CARRIED;
 constexpr int KEY_TILE = 32 * KEY_BYTES, VALUE_TILE = 32 * VALUE_BYTES;
 
-// Rotated queries and sums of the warps in shared memory, padded against bank conflicts.
-constexpr int QUERY_CHUNK = KEY_CHUNK * 2 + 16, QUERY_ROW = 4 * QUERY_CHUNK;  // bytes
+// Rotated queries, high bytes and low bytes, and sums of the warps in shared memory, padded against bank conflicts.
+constexpr int QUERY_CHUNK = QUERY_WORDS + 1, QUERY_ROW = 8 * QUERY_CHUNK;  // words
 constexpr int CHUNK_PITCH = VALUE_CHUNK + 4, QUERY_PITCH = 8 * SIDES * CHUNK_PITCH + 4;
 constexpr int PAIR_PITCH = QUERIES * QUERY_PITCH;
 
-// A step's weights as operands of the matrix instruction; factors for the sums before it if the maximum was raised.
+// A step's weights, 16 bits each and two a word; factors of its sums, and of those before it if the maximum was raised.
 struct Slot {
-    uint2 weights[STEP][32];
-    float keep[QUERIES];
+    u32 weights[STEP][QUERIES][TILE / 2];
+    float factor[QUERIES], keep[QUERIES];
     u32 raised, unused[3];
 };
 
-constexpr int BARRIERS = 2 * TABLE_BYTES;                     // byte offsets in shared memory
+constexpr int BARRIERS = 16;                                  // byte offsets in shared memory
 constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
 constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
-constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW;
+constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW * 4;
 constexpr int SMALL = BARRIERS;                               // after the loop, in place of all this
 constexpr int SUMS = SMALL + 4 * PAIRS * QUERIES * 4;
 constexpr int MERGED = SUMS + WARPS * 8;                      // in the last block, what each warp merges
@@ -124,11 +119,29 @@ struct Codes {
     }
 };
 
-// Eight times the nibbles at even or odd places of a word, a byte each.
-__device__ __forceinline__ u32 spread(u32 word, int odd) { return (odd ? word >> 1 : word << 3) & 0x78787878u; }
+// The tables of a side in a lane's registers: of every dimension of a period, 16 bytes for the nibble that closes it and 16
+// for the one before.
+template <int Q>
+struct Tables {
+    u32 words[Q][2][4];
 
-// Address of the table entry of a spread nibble.
-__device__ __forceinline__ u32 entry(u32 eight, int byte, u32 table) { return __byte_perm(eight, table, 0x7650 | byte); }
+    __device__ __forceinline__ void load(const uint4* from) {
+#pragma unroll
+        for (int i = 0; i < 2 * Q; i++) {
+            const uint4 x = from[i];
+            words[i / 2][i % 2][0] = x.x, words[i / 2][i % 2][1] = x.y, words[i / 2][i % 2][2] = x.z, words[i / 2][i % 2][3] = x.w;
+        }
+    }
+};
 
-// Word 0 or 1 of phase `phase` at an entry.
-__device__ __forceinline__ u32 look_up(u32 address, int phase, int word) { return shared_word(address + phase * 128 + word * 4); }
+// Four nibbles as selectors of bytes: those below 8, and those from 8 on. Either takes a sign, 0, where the other is meant.
+struct Picks {
+    u32 low, high;
+    __device__ __forceinline__ void take(u32 word, int half) {
+        const u32 other = word ^ 0x88888888u;
+        low = half ? word >> 16 : word, high = half ? other >> 16 : other;
+    }
+};
+__device__ __forceinline__ u32 pick(const u32 (&table)[4], const Picks& nibbles) {
+    return permute(table[0], table[1], nibbles.low) + permute(table[2], table[3], nibbles.high);
+}

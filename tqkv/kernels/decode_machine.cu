@@ -17,27 +17,35 @@ __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff80
 __device__ __forceinline__ float half_float(u16 h) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h)); return y; }
 __device__ __forceinline__ u16 float_half(float x) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
 __device__ __forceinline__ u16 float_brain(float x) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
+__device__ __forceinline__ int round_int(float x) { int y; asm("cvt.rni.s32.f32 %0, %1;" : "=r"(y) : "f"(x)); return y; }
+// The integer next to x, up to 65535, in the low half of a word.
+__device__ __forceinline__ u32 round_bits(float x) { return (u32)__float_as_int(x + 8388608.0f); }
 __device__ __forceinline__ u32 half_pair(float lo, float hi) {
     u32 y; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y;
 }
 
-// c += a b, of matrices of float16: [16, 16] and [16, 8] over the lanes as PTX has it for mma.m16n8k16.
-__device__ __forceinline__ void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+// d = c + a b, of matrices of bytes: [16, 32] and [32, 8] over the lanes as PTX has it for mma.m16n8k32; a is unsigned.
+__device__ __forceinline__ void multiply_signed(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+__device__ __forceinline__ void multiply_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
-// The same for [16, 8] and [8, 8] of float32, whose last 13 bits must be zero.
+// Bytes of (a, b), eight in all, that four nibbles of s select; a nibble of 8 and more takes the sign of a byte instead, eight times.
+__device__ __forceinline__ u32 permute(u32 a, u32 b, u32 s) {
+    u32 y; asm("prmt.b32 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(s)); return y;
+}
+
+// c += a b, of float32 whose last 13 bits are zero: [16, 8] and [8, 8] as for mma.m16n8k8.
 __device__ __forceinline__ void multiply_tf32(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// The transpose of an 8 x 8 matrix of 16-bit entries, a row a lane group, two entries a lane.
-__device__ __forceinline__ u32 transpose(u32 a) {
-    u32 y; asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(a)); return y;
 }
 
 // Loads 16, 8, 4 or 2 bytes that are read once, if `wanted`; else leaves what there is.
@@ -58,12 +66,8 @@ __device__ __forceinline__ void load_if(bool wanted, const void* p, u16& a) {
         : "+h"(a) : "l"(p), "r"((int)wanted));
 }
 
-// Four bytes of shared memory that do not change from here on.
-__device__ __forceinline__ u32 shared_word(u32 address) { u32 x; asm("ld.shared.b32 %0, [%1];" : "=r"(x) : "r"(address)); return x; }
 // Keeps loads from memory that follow behind those before.
 __device__ __forceinline__ void in_this_order() { asm volatile("" : : : "memory"); }
-// Makes every such load from an address depend on what comes before.
-__device__ __forceinline__ u32 fixed_from_here(u32 address) { asm volatile("" : "+r"(address) : : "memory"); return address; }
 
 // Barriers in shared memory: a phase ends with its `count`th arrival; `phase` is its parity.
 __device__ __forceinline__ void barrier_set(u32 barrier, int count) {

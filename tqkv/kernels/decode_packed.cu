@@ -43,73 +43,73 @@ struct Ring {
     }
 };
 
-// Scores the keys of a pair's tiles, turns scores into weights and passes them on. Largest scores and sums of weights
-// of queries 2 t and 2 t + 1 are left in top and weight, weight of the lane's tokens alone.
+// Scores the keys of a pair's tiles, turns scores into weights and passes them on. Weights of a step are 16-bit parts of its
+// largest one, whose factor is in the base of the running maximum. Largest scores and sums of weights of queries 2 t and
+// 2 t + 1 are left in top and weight, weight of the lane's tokens alone.
 __device__ __forceinline__ void score_keys(
-    const Problem& p, const Share& share, const Fragments& queries, Codes<KEY_BYTES> (&keys)[STEP], u32 scales,
-    Ring ring, u32 table, const float (&factor)[2], float (&top)[2], float (&weight)[2]
+    const Problem& p, const Share& share, const Fragments& queries, const Tables<KEY_Q>& tables, Codes<KEY_BYTES> (&keys)[STEP],
+    u32 scales, Ring ring, const float2 (&factor)[2], float (&top)[2], float (&weight)[2]
 ) {
-    const int lane = threadIdx.x % 32, g = lane / 4;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll 1
     for (u32 step = share.first; step < share.end; step += PAIRS * STEP) {
         const u32 next = step + PAIRS * STEP;
         const bool more = next < share.end;
-        float c[STEP][4] = {};
-        score(c, keys, queries, table, lane, more, [&](int i) { return p.key_codes + (size_t)share.tile(next, i) * KEY_TILE; });
-        const u32 now = scales, token = step * TILE + g;
+        int high[STEP][4] = {}, low[STEP][4] = {};
+        score(high, low, keys, queries, tables, lane, more, [&](int i) { return p.key_codes + (size_t)share.tile(next, i) * KEY_TILE; });
+        const u32 now = scales;
         if (more) scales = share.scales(p, next, lane);
 
-        float value_scale[2 * STEP], e[STEP][4];
-        bool raise = false;
+        float x[2 * STEP][2], value_scale[2 * STEP], highest[2] = {NO_SCORE, NO_SCORE};
 #pragma unroll
         for (int i = 0; i < 2 * STEP; i++) {
-            const u32 both = __shfl_sync(~0u, now, g + 8 * i);
+            const int place = i / 2 * TILE + 2 * g + i % 2;
+            const u32 both = __shfl_sync(~0u, now, place), token = step * TILE + place;
             const float key_scale = half_float(both & 0xffff);
-            const bool seen = token + 8 * i < share.length && token + 8 * i >= share.start;
-            // What lies behind a masked token may be anything, NaN too.
+            const bool seen = token < share.length && token >= share.start;
+            // What lies behind a masked token may be anything, NaN too; what is seen and NaN shows in the weights.
             value_scale[i] = seen ? half_float(both >> 16) : 0.0f;
+            const float nothing = value_scale[i] * 0.0f, scale = log2_(max_(value_scale[i], LEAST_SCALE));
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                float& x = c[i / 2][i % 2 * 2 + k];
-                x = seen ? x * (key_scale * factor[k]) : minus_infinity();
-                e[i / 2][i % 2 * 2 + k] = exp2_(x - top[k]);
-                raise |= e[i / 2][i % 2 * 2 + k] * max_(value_scale[i], LEAST_SCALE) > LARGEST;
+                const float sum = 256.0f * (float)high[i / 2][i % 2 * 2 + k] + (float)low[i / 2][i % 2 * 2 + k];
+                x[i][k] = seen ? key_scale * (factor[k].x * sum + factor[k].y) + nothing : minus_infinity();
+                highest[k] = max_(highest[k], x[i][k] + scale);
             }
         }
+#pragma unroll
+        for (int stride = 4; stride < 32; stride *= 2) {
+#pragma unroll
+            for (int k = 0; k < 2; k++) highest[k] = max_(highest[k], __shfl_xor_sync(~0u, highest[k], stride));
+        }
+        const bool raise = __any_sync(~0u, highest[0] > top[0] + HEADROOM || highest[1] > top[1] + HEADROOM);
         ring.wait_empty();
         Slot& slot = ring.slot();
-        raise = __any_sync(~0u, raise);
         if (raise) {
-            float highest[2] = {minus_infinity(), minus_infinity()};
-#pragma unroll
-            for (int i = 0; i < 2 * STEP; i++) {
-                const float scale = log2_(max_(value_scale[i], LEAST_SCALE));
-                highest[0] = max_(highest[0], c[i / 2][i % 2 * 2] + scale);
-                highest[1] = max_(highest[1], c[i / 2][i % 2 * 2 + 1] + scale);
-            }
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-#pragma unroll
-                for (int stride = 4; stride < 32; stride *= 2) {
-                    highest[k] = max_(highest[k], __shfl_xor_sync(~0u, highest[k], stride));
-                }
-                const float raised = max_(top[k], highest[k] - HEADROOM), keep = exp2_(top[k] - raised);
+                const float raised = max_(top[k], highest[k]), keep = exp2_(top[k] - raised);
                 top[k] = raised;
                 weight[k] *= keep;
-                if (g == 0) slot.keep[2 * lane + k] = keep;
+                if (g == 0) slot.keep[2 * t + k] = keep;
             }
-#pragma unroll
-            for (int i = 0; i < 4 * STEP; i++) e[i / 4][i % 4] = exp2_(c[i / 4][i % 4] - top[i % 2]);
         }
         if (lane == 0) slot.raised = raise;
 #pragma unroll
-        for (int i = 0; i < STEP; i++) {
+        for (int k = 0; k < 2; k++) {
+            u32 weights[2 * STEP];
+            float sum = 0;
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                weight[k % 2] += e[i][k];
-                e[i][k] *= value_scale[2 * i + k / 2];
+            for (int i = 0; i < 2 * STEP; i++) {
+                const float e = exp2_(x[i][k] - highest[k]);
+                sum += e;
+                weights[i] = round_bits(e * (value_scale[i] * MOST_WEIGHT));
             }
-            slot.weights[i][lane] = make_uint2(transpose(half_pair(e[i][0], e[i][1])), transpose(half_pair(e[i][2], e[i][3])));
+            const float share_of_all = exp2_(highest[k] - top[k]);
+            weight[k] += share_of_all * sum;
+            if (g == 0) slot.factor[2 * t + k] = share_of_all * (1 / MOST_WEIGHT);
+#pragma unroll
+            for (int i = 0; i < STEP; i++) slot.weights[i][2 * t + k][g] = permute(weights[2 * i], weights[2 * i + 1], 0x5410);
         }
         ring.pass(true, lane);
     }
@@ -117,10 +117,11 @@ __device__ __forceinline__ void score_keys(
 
 // Adds up the weighted values of a pair's tiles.
 __device__ __forceinline__ void add_values(
-    const Problem& p, const Share& share, Codes<VALUE_BYTES> (&values)[STEP], Ring ring, u32 table,
+    const Problem& p, const Share& share, const Tables<VALUE_Q>& tables, Codes<VALUE_BYTES> (&values)[STEP], Ring ring,
     float (&sums)[VALUE_ROWS][4]
 ) {
-    const int lane = threadIdx.x % 32, t = lane % 4;
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    float total[2] = {0, 0};
 #pragma unroll 1
     for (u32 step = share.first; step < share.end; step += PAIRS * STEP) {
         const u32 next = step + PAIRS * STEP;
@@ -130,19 +131,17 @@ __device__ __forceinline__ void add_values(
         if (slot.raised) {
             const float keep[2] = {slot.keep[2 * t], slot.keep[2 * t + 1]};
 #pragma unroll
+            for (int k = 0; k < 2; k++) total[k] *= keep[k];
+#pragma unroll
             for (int r = 0; r < VALUE_ROWS; r++) {
 #pragma unroll
                 for (int k = 0; k < 4; k++) sums[r][k] *= keep[k % 2];
             }
         }
-        uint2 weights[STEP];
-#pragma unroll
-        for (int i = 0; i < STEP; i++) weights[i] = slot.weights[i][lane];
+        Weights weights;
+        weights.load(slot, g, t, total);
         ring.pass(false, lane);
-#pragma unroll
-        for (int i = 0; i < STEP; i++) {
-            accumulate(sums, values[i], table, weights[i], p.value_codes + (size_t)share.tile(next, i) * VALUE_TILE, lane, more);
-        }
+        accumulate(sums, values, weights, tables, lane, more, [&](int i) { return p.value_codes + (size_t)share.tile(next, i) * VALUE_TILE; });
     }
 #pragma unroll
     for (int r = 0; r < CARRIED; r++) {
@@ -155,35 +154,56 @@ __device__ __forceinline__ void add_values(
             sums[r][2 + k] += lane < 4 ? x : y;
         }
     }
+    // From entries to what they stand for.
+    const float2* units = (const float2*)(p.value_tables + 2 * VALUE_Q);
+#pragma unroll
+    for (int r = 0; r < VALUE_CHUNK; r++) {
+        const float2 unit = units[r % VALUE_Q];
+#pragma unroll
+        for (int k = 0; k < 4; k++) sums[r][k] = unit.x * sums[r][k] + unit.y * total[k % 2];
+    }
 }
 
 // Attention over the packed tokens of a block; leaves the sums of every pair in shared memory.
 __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at, unsigned char* memory, int split) {
-    float *factors = (float*)(memory + FACTORS), *biases = factors + QUERIES;
+    float2* factors = (float2*)(memory + FACTORS);
+    float* biases = (float*)(factors + QUERIES);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool scores = warp < PAIRS;
     const int pair = warp % PAIRS;
     float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
+    Query query;
+    query.load(p, at, warp, lane);
+    // The rotation takes long and needs nothing else.
+    in_this_order();
+    const Share share(p, at, split, pair);
+    const bool any = share.first < share.end;
+    Codes<KEY_BYTES> keys[STEP];
+    Codes<VALUE_BYTES> values[STEP];
+    u32 scales = 0;
     if (scores) {
-        Query query;
-        if (pair < QUERIES) query.load(p, at, pair, lane);
-        // The rotation takes long and needs nothing else.
-        in_this_order();
-        const Share share(p, at, split, pair);
-        Codes<KEY_BYTES> keys[STEP];
-        u32 scales = 0;
-        const bool any = share.first < share.end;
 #pragma unroll
         for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, any);
         if (any) scales = share.scales(p, share.first, lane);
-        if (pair < QUERIES) rotate(p, query, memory, factors, biases, pair, lane);
-        __syncthreads();
+    } else {
+#pragma unroll
+        for (int i = 0; i < STEP; i++) values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, any);
+        if (lane == 0) {
+#pragma unroll
+            for (int i = 0; i < 2 * SLOTS; i++) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + i) * 8, 1);
+        }
+    }
+    if (warp < QUERIES) rotate(p, query, memory, factors, biases, warp, lane);
+    __syncthreads();
+    if (scores) {
+        Tables<KEY_Q> tables;
+        tables.load(p.key_tables);
         Fragments queries;
-        queries.load(memory + ROTATED, g, t);
-        const u32 table = fixed_from_here(shared_address(memory));
-        const float factor[2] = {factors[2 * t], factors[2 * t + 1]}, bias[2] = {biases[2 * t], biases[2 * t + 1]};
+        queries.load((const u32*)(memory + ROTATED), g, t);
+        const float2 factor[2] = {factors[2 * t], factors[2 * t + 1]};
+        const float bias[2] = {biases[2 * t], biases[2 * t + 1]};
         float top[2] = {NO_SCORE, NO_SCORE}, weight[2] = {0, 0};
-        score_keys(p, share, queries, keys, scales, Ring(memory, pair), table, factor, top, weight);
+        score_keys(p, share, queries, tables, keys, scales, Ring(memory, pair), factor, top, weight);
 #pragma unroll
         for (int k = 0; k < 2; k++) {
 #pragma unroll
@@ -198,27 +218,12 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
             }
         }
     } else {
-        const int i = threadIdx.x - PAIRS * 32;
-        const uint2* tables = i < 16 * KEY_P ? p.key_tables + i : p.value_tables + i - 16 * KEY_P;
-        uint2 entry = make_uint2(0, 0);
-        if (i < 16 * (KEY_P + VALUE_P)) entry = *tables;
-        const Share share(p, at, split, pair);
-        Codes<VALUE_BYTES> values[STEP];
-#pragma unroll
-        for (int i = 0; i < STEP; i++) {
-            values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, share.first < share.end);
-        }
-        if (i < 16 * (KEY_P + VALUE_P)) ((uint2*)(memory + (i < 16 * KEY_P ? 0 : TABLE_BYTES)))[i < 16 * KEY_P ? i : i - 16 * KEY_P] = entry;
-        if (lane == 0) {
-#pragma unroll
-            for (int i = 0; i < 2 * SLOTS; i++) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + i) * 8, 1);
-        }
+        Tables<VALUE_Q> tables;
+        tables.load(p.value_tables);
         float sums[VALUE_ROWS][4];
 #pragma unroll
         for (int r = 0; r < VALUE_ROWS; r++) sums[r][0] = sums[r][1] = sums[r][2] = sums[r][3] = 0;
-        __syncthreads();
-        const u32 table = fixed_from_here(shared_address(memory + TABLE_BYTES));
-        add_values(p, share, values, Ring(memory, pair), table, sums);
+        add_values(p, share, tables, values, Ring(memory, pair), sums);
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < 2 * SIDES; k++) {

@@ -3,7 +3,7 @@ struct Problem {
     const State* q;
     const unsigned char *key_codes, *value_codes;
     const u16 *key_scales, *value_scales;
-    const uint2 *key_tables, *value_tables;
+    const uint4 *key_tables, *value_tables;  // of `Tables`, then the step and the offset of every dimension of a period
     const u32 *key_signs, *value_signs;  // of each lane, as `turn` takes them
     const float* key_mean;
     const int *lengths, *starts, *extra_lengths;

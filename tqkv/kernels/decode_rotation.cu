@@ -136,12 +136,13 @@ struct Query {
     }
 };
 
-// Rotates the query of a warp into shared memory; its factor turns a product into a base-2 logit.
+// Rotates the query of a warp into shared memory, as 16-bit integers that pair with entries of tables. Its factors turn a sum
+// of products into a base-2 logit: the first times the sum, plus the second.
 __device__ __forceinline__ void rotate(
-    const Problem& p, const Query& query, unsigned char* memory, float* factors, float* biases, int i, int lane
+    const Problem& p, const Query& query, unsigned char* memory, float2* factors, float* biases, int i, int lane
 ) {
     Turned turned;
-    float top = 0, bias = 0;
+    float top = 0, bias = 0, offset = 0;
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         const float x = to_float(query.states[j / 4][j / 2 % 2][j % 2]);
@@ -149,22 +150,31 @@ __device__ __forceinline__ void rotate(
         bias += x * query.mean[j / 4][j / 2 % 2][j % 2];
     }
     turned.turn(query.signs, p.key_rounds, false, lane);
-#pragma unroll
-    for (int j = 0; j < 8; j++) top = max_(top, fabsf(turned.x[j / 4][j / 2 % 2][j % 2]));
+    const float2* units = (const float2*)(p.key_tables + 2 * KEY_Q);
+    turned.each(p.key_rounds % 2, lane, [&](float& x, int dim) {
+        const float2 unit = units[dim % KEY_Q];
+        offset += x * unit.y;
+        x *= unit.x;
+        top = max_(top, fabsf(x));
+    });
 #pragma unroll
     for (int stride = 16; stride > 0; stride /= 2) {
         top = max_(top, __shfl_xor_sync(~0u, top, stride));
         bias += __shfl_xor_sync(~0u, bias, stride);
+        offset += __shfl_xor_sync(~0u, offset, stride);
     }
     top = top > 0 ? top : 1.0f;
     if (lane == 0) {
-        factors[i] = p.scaling * p.key_shrink * top;
+        const float scaling = p.scaling * p.key_shrink;
+        factors[i] = make_float2(scaling * top * (1 / MOST_QUERY), scaling * offset);
         biases[i] = bias * p.scaling;
     }
-    // Queries of any size fit float16 once divided by their largest coordinate.
-    const float inverse = 1 / top;
-    unsigned char* row = memory + ROTATED + i * QUERY_ROW;
+    const float inverse = MOST_QUERY / top;
+    unsigned char* row = memory + ROTATED + i * QUERY_ROW * 4;
     turned.each(p.key_rounds % 2, lane, [&](float x, int dim) {
-        *(u16*)(row + dim / KEY_CHUNK * QUERY_CHUNK + dim % KEY_CHUNK * 2) = float_half(x * inverse);
+        const int integer = round_int(x * inverse), period = dim % KEY_CHUNK / KEY_Q;
+        unsigned char* at = row + 4 * (dim / KEY_CHUNK * QUERY_CHUNK + period / 4 * KEY_Q + dim % KEY_Q) + period % 4;
+        at[0] = (unsigned char)(integer >> 8), at[QUERY_ROW * 2] = (unsigned char)integer;
+        if (KEY_HALVES) at[2] = at[QUERY_ROW * 2 + 2] = 0;
     });
 }

@@ -43,7 +43,7 @@ def decode_rows(codes: torch.Tensor, head_dim: int, bits: float, tables: np.ndar
 def _states(states: PackedStates, role: str, head_dim: int) -> torch.Tensor:
     """Rotated states float32 [batch, kv_heads, capacity, head_dim]."""
     layout = PackedLayout(head_dim, states.bits, role)
-    rows = decode_rows(layout.unpack(states.codes), head_dim, states.bits, states.tables)
+    rows = decode_rows(layout.unpack(states.codes), head_dim, states.bits, states.tables.values())
     return rows * states.scales[..., None].float()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tqcore.chain import chain_tables
 from tqcore.gpu.rtc import compile_module
 from tqkv.kernels.decode import PackedStates, decode_attention
 from tqkv.layout import PackedLayout
+from tqkv.tables import byte_tables
 
 __all__ = ["copies", "microseconds", "packed_calls", "plain_methods", "split_attention"]
 
@@ -68,7 +68,7 @@ def packed_calls(case: dict[str, int], bits: float, window: int) -> tuple[list[C
         shape = (batch, kv_heads, tokens // 16, size)
         codes = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
         scales = torch.rand(batch, kv_heads, tokens, device="cuda").to(torch.float16) + 0.5
-        return PackedStates(codes, scales, bits, chain_tables(bits, 2), signs)
+        return PackedStates(codes, scales, bits, byte_tables("chain", d, bits), signs)
 
     sides = [(states(), states()) for _ in range(copies(nbytes))]
     calls = [

@@ -93,18 +93,19 @@ inline int __popc(u32 x) { return __builtin_popcount(x); }
 template <class T> T __ldcg(const T* p) { return *p; }
 inline void __threadfence() {}
 inline u32 atomicInc(u32* p, u32 last) { const u32 old = *p; *p = old >= last ? 0 : old + 1; return old; }
-inline u32 __byte_perm(u32 a, u32 b, u32 selectors) {
+inline u32 permute(u32 a, u32 b, u32 selectors) {
     const unsigned long long both = (unsigned long long)b << 32 | a;
     u32 y = 0;
-    for (int i = 0; i < 4; i++) y |= (u32)(both >> 8 * (selectors >> 4 * i & 7) & 255) << 8 * i;
+    for (int i = 0; i < 4; i++) {
+        const u32 selector = selectors >> 4 * i & 15, byte = both >> 8 * (selector & 7) & 255;
+        y |= (selector < 8 ? byte : byte >> 7 ? 255 : 0) << 8 * i;
+    }
     return y;
 }
 
 inline unsigned char* block_memory() { return memory_; }
 inline u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - block_memory()); }
 inline void in_this_order() {}
-inline u32 fixed_from_here(u32 address) { return address; }
-inline u32 shared_word(u32 address) { u32 x; std::memcpy(&x, block_memory() + address, 4); return x; }
 
 inline float exp2_(float x) { return std::exp2(x); }
 inline float log2_(float x) { return std::log2(x); }
@@ -112,38 +113,40 @@ inline float max_(float x, float y) { return std::fmax(x, y); }
 inline float minus_infinity() { return -INFINITY; }
 inline float half_float(u16 h) { _Float16 x; std::memcpy(&x, &h, 2); return (float)x; }
 inline u16 float_half(float x) { const _Float16 y = (_Float16)x; u16 h; std::memcpy(&h, &y, 2); return h; }
+inline int round_int(float x) { return (int)std::nearbyint(x); }
+inline u32 round_bits(float x) { return (u32)__float_as_int(x + 8388608.0f); }
 inline u32 half_pair(float low, float high) { return float_half(low) | (u32)float_half(high) << 16; }
 inline u16 float_brain(float x) {
     const u32 bits = __float_as_int(x);
     return std::isnan(x) ? 0x7fff : (u16)(bits + 0x7fff + (bits >> 16 & 1) >> 16);
 }
 
-template <int PER_WORD, class F> void multiply_(float (&c)[4], const Held& mine, F value) {
+// c[row, column] += sum over k of a[row, k] b[column, k], a word holding PER_WORD of k.
+template <int PER_WORD, class T, class A, class B> void multiply_(T (&c)[4], const Held& mine, A left, B right) {
     const Held* all = exchange(mine);
     for (int i = 0; i < 4; i++) {
         const int row = lane_() / 4 + i / 2 * 8, column = lane_() % 4 * 2 + i % 2;
-        float sum = 0;
+        T sum = 0;
         for (int k = 0; k < 8 * PER_WORD; k++) {
             const int t = k / PER_WORD % 4, half = k / PER_WORD / 4;
-            sum += value(all[row % 8 * 4 + t].words[row / 8 + 2 * half], k) * value(all[column * 4 + t].words[4 + half], k);
+            sum += left(all[row % 8 * 4 + t].words[row / 8 + 2 * half], k) * right(all[column * 4 + t].words[4 + half], k);
         }
         c[i] += sum;
     }
 }
-inline void multiply(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    multiply_<2>(c, {a0, a1, a2, a3, b0, b1}, [](u32 word, int k) { return half_float((u16)(word >> k % 2 * 16)); });
+inline int byte_(u32 word, int k) { return word >> k % 4 * 8 & 255; }
+inline int signed_byte_(u32 word, int k) { return (signed char)byte_(word, k); }
+inline void multiply_signed(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&c)[4]) {
+    std::copy(c, c + 4, d);
+    multiply_<4>(d, {a[0], a[1], a[2], a[3], b0, b1}, byte_, signed_byte_);
+}
+inline void multiply_unsigned(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&c)[4]) {
+    std::copy(c, c + 4, d);
+    multiply_<4>(d, {a[0], a[1], a[2], a[3], b0, b1}, byte_, byte_);
 }
 inline void multiply_tf32(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    multiply_<1>(c, {a0, a1, a2, a3, b0, b1}, [](u32 word, int) { return __int_as_float(word & 0xffffe000u); });
-}
-inline u32 transpose(u32 a) {
-    const Held* all = exchange({a});
-    u32 y = 0;
-    for (int i = 0; i < 2; i++) {
-        const int row = lane_() % 4 * 2 + i, column = lane_() / 4;
-        y |= (all[row * 4 + column / 2].words[0] >> column % 2 * 16 & 0xffff) << 16 * i;
-    }
-    return y;
+    const auto value = [](u32 word, int) { return __int_as_float(word & 0xffffe000u); };
+    multiply_<1>(c, {a0, a1, a2, a3, b0, b1}, value, value);
 }
 
 template <class... Words> void load_if(bool wanted, const void* p, Words&... words) {
