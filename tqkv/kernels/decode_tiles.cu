@@ -38,12 +38,17 @@ __device__ __forceinline__ void score(
     Picks now[STEP][TOKENS], before[STEP][TOKENS];
     u32 a[STEP][4];
     int term = 0;
-    auto put = [&](auto word_of) {
+    // The next word of every tile: of dimension i, what the nibbles that close it give, those before them, or both.
+    auto put = [&](int i, bool closing, bool earlier) {
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
             u32* words = a[tile] + term % 2 * 2;
-            words[0] = word_of(tile, 0);
-            words[1] = KEY_HALVES ? words[0] >> 16 : word_of(tile, TOKENS - 1);
+#pragma unroll
+            for (int token = 0; token < TOKENS; token++) {
+                words[token] = pick(tables.words[i][closing ? 0 : 1], now[tile][token]);
+                if (closing && earlier) words[token] += pick(tables.words[i][1], before[tile][token]);
+            }
+            if (KEY_HALVES) words[1] = words[0] >> 16;
             if (term % 2 == 0) continue;
             multiply_signed(high[tile], a[tile], queries.high[term - 1], queries.high[term], high[tile]);
             multiply_unsigned(low[tile], a[tile], queries.low[term - 1], queries.low[term], low[tile]);
@@ -60,17 +65,10 @@ __device__ __forceinline__ void score(
             if (!KEY_HALVES || j % 2 == 1 || j + 1 == KEY_P) codes[tile].load(next(tile), lane, word, more);
         }
 #pragma unroll
-        for (int i = KeyRate::first(phase); i < KeyRate::first(phase + 1); i++) {
-            put([&](int tile, int token) {
-                const u32 x = pick(tables.words[i][0], now[tile][token]);
-                return phase ? x + pick(tables.words[i][1], before[tile][token]) : x;
-            });
-        }
+        for (int i = KeyRate::first(phase); i < KeyRate::first(phase + 1); i++) put(i, true, phase > 0);
         if (phase == KEY_P - 1) {
 #pragma unroll
-            for (int i = 0; i < KEY_TERMS - KEY_Q; i++) {
-                put([&](int tile, int token) { return pick(tables.words[i][1], now[tile][token]); });
-            }
+            for (int i = 0; i < KEY_TERMS - KEY_Q; i++) put(i, false, false);
         }
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
@@ -113,10 +111,15 @@ __device__ __forceinline__ void accumulate(
 ) {
     const int zero[4] = {};
     Picks now[STEP][SIDES], before[STEP][SIDES];
-    auto add = [&](int row, auto word_of) {
+    // To a row of sums: what the nibbles that close dimension i give, those before them, or both.
+    auto add = [&](int row, int i, bool closing, bool earlier) {
         u32 a[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[i] = i % 2 < SIDES ? word_of(i / 2, i % 2) : 0;
+        for (int k = 0; k < 4; k++) {
+            const int tile = k / 2, side = k % 2;
+            a[k] = side < SIDES ? pick(tables.words[i][closing ? 0 : 1], now[tile][side % SIDES]) : 0;
+            if (side < SIDES && closing && earlier) a[k] += pick(tables.words[i][1], before[tile][side % SIDES]);
+        }
         int x[4];
         multiply_unsigned(x, a, weights.high[0], weights.high[1], zero);
 #pragma unroll
@@ -135,18 +138,10 @@ __device__ __forceinline__ void accumulate(
             if (SIDES == 2 || j % 2 == 1 || j + 1 == VALUE_NIBBLES) codes[tile].load(next(tile), lane, word, more);
         }
 #pragma unroll
-        for (int row = ValueRate::first(j); row < ValueRate::first(j + 1); row++) {
-            const u32 (&of)[2][4] = tables.words[row % VALUE_Q];
-            add(row, [&](int tile, int side) {
-                const u32 x = pick(of[0], now[tile][side]);
-                return j ? x + pick(of[1], before[tile][side]) : x;
-            });
-        }
+        for (int row = ValueRate::first(j); row < ValueRate::first(j + 1); row++) add(row, row % VALUE_Q, true, j > 0);
         if (j == VALUE_NIBBLES - 1) {
 #pragma unroll
-            for (int i = 0; i < CARRIED; i++) {
-                add(VALUE_CHUNK + i, [&](int tile, int side) { return pick(tables.words[i][1], now[tile][side]); });
-            }
+            for (int i = 0; i < CARRIED; i++) add(VALUE_CHUNK + i, i, false, false);
         }
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
