@@ -11,16 +11,16 @@ from tqkv.kernels.decode import _plan, _sign_words  # noqa: E402
 @pytest.mark.parametrize("pairs", [4, 8, 12, 24, 32, 64, 100])
 def test_long_contexts_keep_the_multiprocessors_busy(pairs, extra):
     for tokens in (8192, 32768, 262144):
-        splits = _plan(pairs, tokens // 16, extra, 132)
+        splits = _plan(pairs, tokens // 16, extra, 132, 16)
         turns = -(-pairs * splits // 132)
         assert pairs * splits / (turns * 132) > 0.72, (tokens, splits)
 
 
 def test_short_contexts_are_split_no_finer_than_their_tiles():
-    assert _plan(4, 0, True, 132) == 1
-    assert _plan(4, 1, False, 132) == 1
-    assert _plan(1, 32, False, 132) == 4
-    assert _plan(1000, 10000, True, 132) <= 4
+    assert _plan(4, 0, True, 132, 16) == 1
+    assert _plan(4, 1, False, 132, 16) == 1
+    assert _plan(1, 32, False, 132, 16) == 4
+    assert _plan(1000, 10000, True, 132, 16) <= 4
 
 
 @pytest.mark.parametrize("d", [64, 128, 256])

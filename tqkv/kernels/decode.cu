@@ -84,18 +84,17 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
     each_four(at.n, [&](int i, int dim) { store(i, dim, *(const float4*)place(i, dim), both[i]); });
 }
 
-// The last block of a query block: partial results to the output, turned back to the original basis. Some warps a query
+// Partial results of `count` queries from `first` on to the output, turned back to the original basis. Some warps a query
 // share its parts, then one turns.
-__device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory) {
+__device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory, int first, int count) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z, odd = p.value_rounds % 2;
-    const int helpers = at.n > QUERIES / 2 ? WARPS / QUERIES : 2 * WARPS / QUERIES;
-    const int query = at.n > QUERIES / 2 ? warp / (WARPS / QUERIES) : warp / (2 * WARPS / QUERIES), helper = warp - query * helpers;
+    const int helpers = WARPS / count, query = warp / helpers, helper = warp - query * helpers;
     float2* tops = (float2*)(memory + SUMS);           // [WARPS]
     float* merged = (float*)(memory + MERGED);         // [WARPS, D]
     u32 signs = 0;
-    if (warp < at.n) signs = p.value_signs[lane];
-    if (query < at.n) {
-        const u32 place = ((at.pair * parts + helper) * QUERIES + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
+    if (warp < count) signs = p.value_signs[lane];
+    if (query < count) {
+        const u32 place = ((at.pair * parts + helper) * QUERIES + first + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
         const u16* rows = p.part_sums + place;
         const float4* scalars = p.part_scalars + place / SHARING;
         float2 all = make_float2(NO_SCORE, 0);
@@ -133,7 +132,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
         for (int e = 0; e < PER_LANE; e += 2) *(float2*)(merged + warp * D + lane * PER_LANE + e) = make_float2(sums[e], sums[e + 1]);
     }
     __syncthreads();
-    if (warp >= at.n) return;
+    if (warp >= count) return;
     float2 all = make_float2(NO_SCORE, 0);
     Turned sums = {};
 #pragma unroll 1
@@ -147,7 +146,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
     const float factor = all.y != 0 ? p.value_shrink / all.y : 0.0f;
-    State* out = p.out + (((long long)at.batch * p.heads + at.head(p, warp)) * p.new_tokens + at.token(p, warp)) * D;
+    State* out = p.out + (((long long)at.batch * p.heads + at.head(p, first + warp)) * p.new_tokens + at.token(p, first + warp)) * D;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
 #pragma unroll
@@ -158,10 +157,52 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
 }
 
+enum Turn : u32 { OPEN, GRANTED, DECLINED };
+
+// Which queries the block finishes, one a bit, once its partial results are in global memory. The last block to arrive finishes
+// all, or grants block i query i: so all are finished side by side. A block that waits in vain for a while declines, since those
+// that it waits for may need its place.
+__device__ __forceinline__ u32 arrive(const Problem& p, const Place& at, u32& shared) {
+    u32 *counter = p.counters + at.pair * (1 + QUERIES), *turns = counter + 1;
+    const u32 all = (1u << at.n) - 1, own = blockIdx.z;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        const u32 lane = threadIdx.x;
+        u32 arrived = 0, mine = 0;
+        if (lane == 0) {
+            __threadfence();
+            // Counts up to the last block and back to zero, ready for the next launch.
+            arrived = atomicInc(counter, gridDim.z - 1);
+            __threadfence();
+        }
+        const bool last = __shfl_sync(~0u, arrived, 0) == gridDim.z - 1;
+        if (!p.patience) {
+            mine = last ? all : 0;
+        } else if (last) {
+            const bool other = lane < at.n && lane != own;
+            const bool declined = other && atomicCAS(turns + lane, OPEN, GRANTED) == DECLINED;
+            if (declined) turns[lane] = OPEN;
+            mine = __ballot_sync(~0u, declined || (lane < at.n && lane == own));
+        } else if (own < at.n && lane == 0) {
+            const long long start = cycles();
+            u32 turn = OPEN;
+            while (turn == OPEN && cycles() - start < p.patience) turn = look(turns + own);
+            if (turn == OPEN) turn = atomicCAS(turns + own, OPEN, DECLINED);
+            if (turn == GRANTED) {
+                turns[own] = OPEN;
+                mine = 1u << own;
+            }
+            __threadfence();
+        }
+        if (lane == 0) shared = mine;
+    }
+    __syncthreads();
+    return shared;
+}
+
 // Grid: (kv heads times blocks of 8 queries; batch; splits, and one more for tokens in full precision, which so comes late).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
     unsigned char* memory = block_memory();
-    u32& arrived = *(u32*)memory;
     const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;
     Place at;
     at.batch = blockIdx.y;
@@ -175,14 +216,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
         attend_extra(p, at, memory);
     }
     merge(p, at, memory, at.pair * gridDim.z + blockIdx.z);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        __threadfence();
-        // Counts up to the last block and back to zero, ready for the next launch.
-        arrived = atomicInc(p.counters + at.pair, gridDim.z - 1);
-        __threadfence();
+    u32 mine = arrive(p, at, *(u32*)memory);
+    if (!p.patience) {
+        if (mine) finish(p, at, memory, 0, at.n);
+        return;
     }
-    __syncthreads();
-    if (arrived != gridDim.z - 1) return;
-    finish(p, at, memory);
+#pragma unroll 1
+    for (; mine; mine &= mine - 1) {
+        finish(p, at, memory, __ffs(mine) - 1, 1);
+        __syncthreads();
+    }
 }

@@ -21,11 +21,12 @@ __all__ = ["PackedStates", "decode_attention"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
-_WARPS = 8
+_WARPS = {64: 16, 128: 16, 256: 12}  # of a block, by head_dim
 _SHARING = 64  # dimensions of a partial result that share a factor
-_IN_FLIGHT = 17  # partial results that are read at a time
+_IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
 _FIXED, _BATCH = 32, 2
+_PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 # Compiled as one.
@@ -49,6 +50,7 @@ _SIZES = (
     "splits",
     "key_rounds",
     "value_rounds",
+    "patience",
 )
 
 
@@ -155,7 +157,8 @@ def decode_attention(
     group = heads // kv_heads
     blocks = kv_heads * -(-group * new // _QUERIES)
     pairs = batch * blocks
-    splits = _plan(pairs, tiles, extra > 0, _multiprocessors(q.device))
+    multiprocessors = _multiprocessors(q.device)
+    splits = _plan(pairs, tiles, extra > 0, multiprocessors, _WARPS[head_dim])
     parts = splits + (extra > 0)
     sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float16, device=q.device)
     scalars = torch.empty(
@@ -182,13 +185,18 @@ def decode_attention(
         for states in (q, extra_k, extra_v)
         for stride in ((0, 0, 0) if states is None else states.stride()[:3])
     ]
-    sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, len(keys.signs), len(values.signs))
+    # Blocks may wait for each other where all of them run at once.
+    patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, _QUERIES) else 0
+    sizes = (
+        *(heads, kv_heads, group, new, tiles * 16, extra, splits),
+        *(len(keys.signs), len(values.signs), patience),
+    )
     factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
     pointers = (None if x is None else x.data_ptr() for x in tensors)
     problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
-        kernel((blocks, batch, parts), (_WARPS * 32,), (problem,), shared)
+        kernel((blocks, batch, parts), (_WARPS[head_dim] * 32,), (problem,), shared)
     return out
 
 
@@ -260,13 +268,13 @@ def _in_pieces(states: torch.Tensor) -> bool:
 
 
 @lru_cache(maxsize=1024)
-def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int) -> int:
+def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int, warps: int) -> int:
     """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles.
 
     They are what should end soonest. A multiprocessor runs a block at a time. Blocks of tokens in full precision come
     last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
     """
-    at_once = _WARPS // 2  # tiles
+    at_once = warps  # tiles: two a pair of warps
 
     def cost(splits: int) -> tuple[int, int]:
         each = -(-tiles // (splits * at_once)) * at_once + _FIXED
@@ -327,11 +335,11 @@ _counts: dict[tuple[torch.device, int], torch.Tensor] = {}
 
 
 def _counters(pairs: int, device: torch.device) -> torch.Tensor:
-    """Zeros int32 [pairs or more] of the current stream; every launch leaves them zero."""
+    """Zeros int32 [pairs or more, 9] of the current stream; every launch leaves them zero."""
     key = (device, torch.cuda.current_stream(device).cuda_stream)
     held = _counts.get(key)
     if held is None or len(held) < pairs:
-        held = torch.zeros(max(pairs, 1024), dtype=torch.int32, device=device)
+        held = torch.zeros(max(pairs, 1024), 1 + _QUERIES, dtype=torch.int32, device=device)
         # What is allocated under capture belongs to the graph, which zeroes it at every replay.
         if not torch.cuda.is_current_stream_capturing():
             _counts[key] = held
@@ -351,14 +359,14 @@ def _kernel(
         "VALUE_P": value_p,
         "VALUE_Q": value_q,
         "STATE": state,
-        "WARPS": _WARPS,
+        "WARPS": _WARPS[head_dim],
     }
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
-    # Barriers, then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
-    pairs, sides = _WARPS // 2, 1 if head_dim == 64 else 2
+    # Tables and barriers, then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
+    pairs, sides = _WARPS[head_dim] // 2, 1 if head_dim == 64 else 2
     words = -(-head_dim // 4 // key_q // 4) * key_q
     rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 1) * 4 + 12)
     sums = 4 * pairs * _QUERIES * 4 + pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
-    return module.kernel("decode"), 16 + max(rings, sums, _WARPS * 8 + 4 * pairs * _QUERIES * 4 + _WARPS * head_dim * 4)
+    return module.kernel("decode"), 16 + 32 * (key_q + value_q) + max(rings, sums, 2 * pairs * (8 + head_dim * 4) + 4 * pairs * _QUERIES * 4)

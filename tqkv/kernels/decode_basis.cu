@@ -12,7 +12,7 @@ constexpr int PAIRS = WARPS / 2;      // of a warp that scores keys and one that
 constexpr int SLOTS = 4;              // steps that the first may be ahead of the second
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
-constexpr int IN_FLIGHT = 17;         // partial results that a warp loads at a time
+constexpr int IN_FLIGHT = 4;         // partial results that a warp loads at a time
 constexpr int SHARING = 64;           // dimensions of a partial result that share a factor
 constexpr float NO_SCORE = -1e30f;
 constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
@@ -57,7 +57,8 @@ struct Slot {
     u32 raised, unused[3];
 };
 
-constexpr int BARRIERS = 16;                                  // byte offsets in shared memory
+constexpr int KEY_TABLES = 16, VALUE_TABLES = KEY_TABLES + 32 * KEY_Q;  // byte offsets in shared memory
+constexpr int BARRIERS = VALUE_TABLES + 32 * VALUE_Q;
 constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
 constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
 constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW * 4;
@@ -119,19 +120,11 @@ struct Codes {
     }
 };
 
-// The tables of a side in a lane's registers: of every dimension of a period, 16 bytes for the nibble that closes it and 16
-// for the one before.
-template <int Q>
+// The tables of a side in shared memory: of every dimension of a period, 16 bytes for the nibble that closes it and 16 for the
+// one before.
 struct Tables {
-    u32 words[Q][2][4];
-
-    __device__ __forceinline__ void load(const uint4* from) {
-#pragma unroll
-        for (int i = 0; i < 2 * Q; i++) {
-            const uint4 x = from[i];
-            words[i / 2][i % 2][0] = x.x, words[i / 2][i % 2][1] = x.y, words[i / 2][i % 2][2] = x.z, words[i / 2][i % 2][3] = x.w;
-        }
-    }
+    u32 address;
+    __device__ __forceinline__ uint4 table(int i, int earlier) const { return shared_words(address + 32 * i + 16 * earlier); }
 };
 
 // Four nibbles as selectors of bytes: those below 8, and those from 8 on. Either takes a sign, 0, where the other is meant.
@@ -142,6 +135,6 @@ struct Picks {
         low = half ? word >> 16 : word, high = half ? other >> 16 : other;
     }
 };
-__device__ __forceinline__ u32 pick(const u32 (&table)[4], const Picks& nibbles) {
-    return permute(table[0], table[1], nibbles.low) + permute(table[2], table[3], nibbles.high);
+__device__ __forceinline__ u32 pick(const uint4& table, const Picks& nibbles) {
+    return permute(table.x, table.y, nibbles.low) + permute(table.z, table.w, nibbles.high);
 }

@@ -66,8 +66,19 @@ __device__ __forceinline__ void load_if(bool wanted, const void* p, u16& a) {
         : "+h"(a) : "l"(p), "r"((int)wanted));
 }
 
+// Sixteen bytes of shared memory that do not change; read again wherever they are asked for.
+__device__ __forceinline__ uint4 shared_words(u32 address) {
+    uint4 x;
+    asm volatile("ld.volatile.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address));
+    return x;
+}
 // Keeps loads from memory that follow behind those before.
 __device__ __forceinline__ void in_this_order() { asm volatile("" : : : "memory"); }
+
+// Cycles of the multiprocessor.
+__device__ __forceinline__ long long cycles() { long long x; asm volatile("mov.u64 %0, %clock64;" : "=l"(x)); return x; }
+// A word that other blocks change.
+__device__ __forceinline__ u32 look(const u32* p) { u32 x; asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory"); return x; }
 
 // Barriers in shared memory: a phase ends with its `count`th arrival; `phase` is its parity.
 __device__ __forceinline__ void barrier_set(u32 barrier, int count) {

@@ -16,10 +16,10 @@ struct Share {
     }
     // A step that ends beyond the last tile takes that one again, masked.
     __device__ __forceinline__ u32 tile(u32 step, int i) const { return i == 0 ? step : min(step + i, end - 1); }
-    // Scales of a key and its value, of the lane's token of a step.
-    __device__ __forceinline__ u32 scales(const Problem& p, u32 step, int lane) const {
+    // Scales of a key and its value, of the lane's token of a step. Nothing waits for them here.
+    __device__ __forceinline__ void scales(const Problem& p, u32 step, int lane, u16 (&both)[2]) const {
         const u32 token = min(step * TILE + lane, end * TILE - 1);
-        return (u32)p.key_scales[token] | (u32)p.value_scales[token] << 16;
+        both[0] = p.key_scales[token], both[1] = p.value_scales[token];
     }
 };
 
@@ -47,8 +47,8 @@ struct Ring {
 // largest one, whose factor is in the base of the running maximum. Largest scores and sums of weights of queries 2 t and
 // 2 t + 1 are left in top and weight, weight of the lane's tokens alone.
 __device__ __forceinline__ void score_keys(
-    const Problem& p, const Share& share, const Fragments& queries, const Tables<KEY_Q>& tables, Codes<KEY_BYTES> (&keys)[STEP],
-    u32 scales, Ring ring, const float2 (&factor)[2], float (&top)[2], float (&weight)[2]
+    const Problem& p, const Share& share, const Fragments& queries, const Tables& tables, Codes<KEY_BYTES> (&keys)[STEP],
+    u16 (&scales)[2], Ring ring, const float2 (&factor)[2], float (&top)[2], float (&weight)[2]
 ) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll 1
@@ -57,8 +57,8 @@ __device__ __forceinline__ void score_keys(
         const bool more = next < share.end;
         int high[STEP][4] = {}, low[STEP][4] = {};
         score(high, low, keys, queries, tables, lane, more, [&](int i) { return p.key_codes + (size_t)share.tile(next, i) * KEY_TILE; });
-        const u32 now = scales;
-        if (more) scales = share.scales(p, next, lane);
+        const u32 now = (u32)scales[0] | (u32)scales[1] << 16;
+        if (more) share.scales(p, next, lane, scales);
 
         float x[2 * STEP][2], value_scale[2 * STEP], highest[2] = {NO_SCORE, NO_SCORE};
 #pragma unroll
@@ -117,7 +117,7 @@ __device__ __forceinline__ void score_keys(
 
 // Adds up the weighted values of a pair's tiles.
 __device__ __forceinline__ void add_values(
-    const Problem& p, const Share& share, const Tables<VALUE_Q>& tables, Codes<VALUE_BYTES> (&values)[STEP], Ring ring,
+    const Problem& p, const Share& share, const Tables& tables, Codes<VALUE_BYTES> (&values)[STEP], Ring ring,
     float (&sums)[VALUE_ROWS][4]
 ) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -180,11 +180,11 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     const bool any = share.first < share.end;
     Codes<KEY_BYTES> keys[STEP];
     Codes<VALUE_BYTES> values[STEP];
-    u32 scales = 0;
+    u16 scales[2] = {0, 0};
     if (scores) {
 #pragma unroll
         for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, any);
-        if (any) scales = share.scales(p, share.first, lane);
+        if (any) share.scales(p, share.first, lane, scales);
     } else {
 #pragma unroll
         for (int i = 0; i < STEP; i++) values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, any);
@@ -193,11 +193,14 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
             for (int i = 0; i < 2 * SLOTS; i++) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + i) * 8, 1);
         }
     }
+    if (threadIdx.x < 2 * (KEY_Q + VALUE_Q)) {
+        const int i = threadIdx.x;
+        ((uint4*)(memory + KEY_TABLES))[i] = i < 2 * KEY_Q ? p.key_tables[i] : p.value_tables[i - 2 * KEY_Q];
+    }
     if (warp < QUERIES) rotate(p, query, memory, factors, biases, warp, lane);
     __syncthreads();
     if (scores) {
-        Tables<KEY_Q> tables;
-        tables.load(p.key_tables);
+        const Tables tables = {shared_address(memory + KEY_TABLES)};
         Fragments queries;
         queries.load((const u32*)(memory + ROTATED), g, t);
         const float2 factor[2] = {factors[2 * t], factors[2 * t + 1]};
@@ -218,8 +221,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
             }
         }
     } else {
-        Tables<VALUE_Q> tables;
-        tables.load(p.value_tables);
+        const Tables tables = {shared_address(memory + VALUE_TABLES)};
         float sums[VALUE_ROWS][4];
 #pragma unroll
         for (int r = 0; r < VALUE_ROWS; r++) sums[r][0] = sums[r][1] = sums[r][2] = sums[r][3] = 0;

@@ -31,7 +31,7 @@ struct Fragments {
 // 256 times. Codes that are used up are replaced by those of the next tiles, at next(tile).
 template <class Next>
 __device__ __forceinline__ void score(
-    int (&high)[STEP][4], int (&low)[STEP][4], Codes<KEY_BYTES> (&codes)[STEP], const Fragments& queries, const Tables<KEY_Q>& tables,
+    int (&high)[STEP][4], int (&low)[STEP][4], Codes<KEY_BYTES> (&codes)[STEP], const Fragments& queries, const Tables& tables,
     int lane, bool more, Next next
 ) {
     constexpr int TOKENS = KEY_HALVES ? 1 : 2;
@@ -40,13 +40,14 @@ __device__ __forceinline__ void score(
     int term = 0;
     // The next word of every tile: of dimension i, what the nibbles that close it give, those before them, or both.
     auto put = [&](int i, bool closing, bool earlier) {
+        const uint4 first = tables.table(i, !closing), second = closing && earlier ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
             u32* words = a[tile] + term % 2 * 2;
 #pragma unroll
             for (int token = 0; token < TOKENS; token++) {
-                words[token] = pick(tables.words[i][closing ? 0 : 1], now[tile][token]);
-                if (closing && earlier) words[token] += pick(tables.words[i][1], before[tile][token]);
+                words[token] = pick(first, now[tile][token]);
+                if (closing && earlier) words[token] += pick(second, before[tile][token]);
             }
             if (KEY_HALVES) words[1] = words[0] >> 16;
             if (term % 2 == 0) continue;
@@ -106,19 +107,20 @@ struct Weights {
 // what the last nibble adds to the chunks that follow.
 template <class Next>
 __device__ __forceinline__ void accumulate(
-    float (&sums)[VALUE_ROWS][4], Codes<VALUE_BYTES> (&codes)[STEP], const Weights& weights, const Tables<VALUE_Q>& tables, int lane,
+    float (&sums)[VALUE_ROWS][4], Codes<VALUE_BYTES> (&codes)[STEP], const Weights& weights, const Tables& tables, int lane,
     bool more, Next next
 ) {
     const int zero[4] = {};
     Picks now[STEP][SIDES], before[STEP][SIDES];
     // To a row of sums: what the nibbles that close dimension i give, those before them, or both.
     auto add = [&](int row, int i, bool closing, bool earlier) {
+        const uint4 first = tables.table(i, !closing), second = closing && earlier ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
         u32 a[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             const int tile = k / 2, side = k % 2;
-            a[k] = side < SIDES ? pick(tables.words[i][closing ? 0 : 1], now[tile][side % SIDES]) : 0;
-            if (side < SIDES && closing && earlier) a[k] += pick(tables.words[i][1], before[tile][side % SIDES]);
+            a[k] = side < SIDES ? pick(first, now[tile][side % SIDES]) : 0;
+            if (side < SIDES && closing && earlier) a[k] += pick(second, before[tile][side % SIDES]);
         }
         int x[4];
         multiply_unsigned(x, a, weights.high[0], weights.high[1], zero);

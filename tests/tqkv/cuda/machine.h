@@ -93,6 +93,16 @@ inline int __popc(u32 x) { return __builtin_popcount(x); }
 template <class T> T __ldcg(const T* p) { return *p; }
 inline void __threadfence() {}
 inline u32 atomicInc(u32* p, u32 last) { const u32 old = *p; *p = old >= last ? 0 : old + 1; return old; }
+inline u32 atomicCAS(u32* p, u32 old, u32 now) { const u32 was = *p; if (was == old) *p = now; return was; }
+inline u32 look(const u32* p) { return *p; }
+inline long long cycles() { static long long now; return now += 1000; }
+inline int __ffs(u32 x) { return __builtin_ffs(x); }
+inline u32 __ballot_sync(u32, bool x) {
+    const Held* all = exchange({x});
+    u32 y = 0;
+    for (int i = 0; i < 32; i++) y |= (all[i].words[0] != 0) << i;
+    return y;
+}
 inline u32 permute(u32 a, u32 b, u32 selectors) {
     const unsigned long long both = (unsigned long long)b << 32 | a;
     u32 y = 0;
@@ -105,6 +115,7 @@ inline u32 permute(u32 a, u32 b, u32 selectors) {
 
 inline unsigned char* block_memory() { return memory_; }
 inline u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - block_memory()); }
+inline uint4 shared_words(u32 address) { uint4 x; std::memcpy(&x, block_memory() + address, 16); return x; }
 inline void in_this_order() {}
 
 inline float exp2_(float x) { return std::exp2(x); }
