@@ -133,19 +133,26 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
     __syncthreads();
     if (warp >= count) return;
-    float2 all = make_float2(NO_SCORE, 0);
+    // A lane weighs one helper's part.
+    const float2 part = lane < helpers ? tops[warp * helpers + lane] : make_float2(NO_SCORE, 0);
+    float top = part.y != 0 ? part.x : NO_SCORE;
+#pragma unroll
+    for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
+    // A part that saw nothing has weight 0 and sums 0.
+    const float share = part.y != 0 ? exp2_(part.x - top) : 0.0f;
+    float total = share * part.y;
+#pragma unroll
+    for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
     Turned sums = {};
-#pragma unroll 1
+#pragma unroll 4
     for (int h = 0; h < helpers; h++) {
-        float shares[2];
-        const float2 two[2] = {all, tops[warp * helpers + h]};
-        all = weigh(two, shares);
+        const float of_helper = __shfl_sync(~0u, share, h);
         const float* from = merged + (warp * helpers + h) * D;
-        sums.each(odd, lane, [&](float& x, int dim) { x = x * shares[0] + shares[1] * from[dim]; });
+        sums.each(odd, lane, [&](float& x, int dim) { x += of_helper * from[dim]; });
     }
     sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
-    const float factor = all.y != 0 ? p.value_shrink / all.y : 0.0f;
+    const float factor = total != 0 ? p.value_shrink / total : 0.0f;
     State* out = p.out + (((long long)at.batch * p.heads + at.head(p, first + warp)) * p.new_tokens + at.token(p, first + warp)) * D;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -170,10 +177,10 @@ __device__ __forceinline__ u32 arrive(const Problem& p, const Place& at, u32& sh
         const u32 lane = threadIdx.x;
         u32 arrived = 0, mine = 0;
         if (lane == 0) {
-            __threadfence();
+            fence();
             // Counts up to the last block and back to zero, ready for the next launch.
             arrived = atomicInc(counter, gridDim.z - 1);
-            __threadfence();
+            fence();
         }
         const bool last = __shfl_sync(~0u, arrived, 0) == gridDim.z - 1;
         if (!p.patience) {
@@ -192,7 +199,7 @@ __device__ __forceinline__ u32 arrive(const Problem& p, const Place& at, u32& sh
                 turns[own] = OPEN;
                 mine = 1u << own;
             }
-            __threadfence();
+            fence();
         }
         if (lane == 0) shared = mine;
     }

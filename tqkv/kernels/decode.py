@@ -21,7 +21,7 @@ __all__ = ["PackedStates", "decode_attention"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
-_WARPS = {64: 16, 128: 16, 256: 12}  # of a block, by head_dim
+_WARPS = {64: 16, 128: 16, 256: 8}  # of a block, by head_dim
 _SHARING = 64  # dimensions of a partial result that share a factor
 _IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.

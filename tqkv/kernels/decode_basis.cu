@@ -135,6 +135,6 @@ struct Picks {
         low = half ? word >> 16 : word, high = half ? other >> 16 : other;
     }
 };
-__device__ __forceinline__ u32 pick(const uint4& table, const Picks& nibbles) {
-    return permute(table.x, table.y, nibbles.low) + permute(table.z, table.w, nibbles.high);
-}
+__device__ __forceinline__ u32 pick_low(const uint4& table, const Picks& nibbles) { return permute(table.x, table.y, nibbles.low); }
+__device__ __forceinline__ u32 pick_high(const uint4& table, const Picks& nibbles) { return permute(table.z, table.w, nibbles.high); }
+__device__ __forceinline__ u32 pick(const uint4& table, const Picks& nibbles) { return pick_low(table, nibbles) + pick_high(table, nibbles); }

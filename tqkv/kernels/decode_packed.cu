@@ -21,6 +21,11 @@ struct Share {
         const u32 token = min(step * TILE + lane, end * TILE - 1);
         both[0] = p.key_scales[token], both[1] = p.value_scales[token];
     }
+    // The same as a word; a masked token, behind which anything may lie, gets 0 and minus infinity.
+    __device__ __forceinline__ u32 seen(u32 step, int lane, const u16 (&both)[2]) const {
+        const u32 token = step * TILE + lane;
+        return token < length && token >= start ? (u32)both[0] | (u32)both[1] << 16 : 0xfc000000u;
+    }
 };
 
 // A pair's ring of slots: the scoring warp fills them, the other empties them.
@@ -57,23 +62,23 @@ __device__ __forceinline__ void score_keys(
         const bool more = next < share.end;
         int high[STEP][4] = {}, low[STEP][4] = {};
         score(high, low, keys, queries, tables, lane, more, [&](int i) { return p.key_codes + (size_t)share.tile(next, i) * KEY_TILE; });
-        const u32 now = (u32)scales[0] | (u32)scales[1] << 16;
+        const u32 now = share.seen(step, lane, scales);
         if (more) share.scales(p, next, lane, scales);
 
         float x[2 * STEP][2], value_scale[2 * STEP], highest[2] = {NO_SCORE, NO_SCORE};
 #pragma unroll
         for (int i = 0; i < 2 * STEP; i++) {
-            const int place = i / 2 * TILE + 2 * g + i % 2;
-            const u32 both = __shfl_sync(~0u, now, place), token = step * TILE + place;
-            const float key_scale = half_float(both & 0xffff);
-            const bool seen = token < share.length && token >= share.start;
-            // What lies behind a masked token may be anything, NaN too; what is seen and NaN shows in the weights.
-            value_scale[i] = seen ? half_float(both >> 16) : 0.0f;
-            const float nothing = value_scale[i] * 0.0f, scale = log2_(max_(value_scale[i], LEAST_SCALE));
+            const u32 both = __shfl_sync(~0u, now, i / 2 * TILE + 2 * g + i % 2);
+            const float key_scale = half_float(both & 0xffff), either = half_float(both >> 16);
+            // Minus infinity for a masked token; NaN for a scale that is NaN, which so shows in the weights.
+            const float nothing = min_nan(either, 0.0f);
+            value_scale[i] = max_(either, 0.0f);
+            const float scale = log2_(max_(either, LEAST_SCALE));
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                const float sum = 256.0f * (float)high[i / 2][i % 2 * 2 + k] + (float)low[i / 2][i % 2 * 2 + k];
-                x[i][k] = seen ? key_scale * (factor[k].x * sum + factor[k].y) + nothing : minus_infinity();
+                // Fits: 256 dimensions times 254 times 32512, and what low bytes add.
+                const float sum = (float)(256 * high[i / 2][i % 2 * 2 + k] + low[i / 2][i % 2 * 2 + k]);
+                x[i][k] = key_scale * (factor[k].x * sum + factor[k].y) + nothing;
                 highest[k] = max_(highest[k], x[i][k] + scale);
             }
         }

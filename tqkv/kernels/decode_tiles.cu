@@ -36,34 +36,48 @@ __device__ __forceinline__ void score(
 ) {
     constexpr int TOKENS = KEY_HALVES ? 1 : 2;
     Picks now[STEP][TOKENS], before[STEP][TOKENS];
-    u32 a[STEP][4];
+    u32 a[STEP][4], rest[STEP][4];
     int term = 0;
-    // The next word of every tile: of dimension i, what the nibbles that close it give, those before them, or both.
+    // The next word of every tile: of dimension i, what the nibbles that close it give, those before them, or both. What the last
+    // of four look-ups gives goes into products of its own, which are less work than additions.
     auto put = [&](int i, bool closing, bool earlier) {
         const uint4 first = tables.table(i, !closing), second = closing && earlier ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
-            u32* words = a[tile] + term % 2 * 2;
+            u32 *words = a[tile] + term % 2 * 2, *others = rest[tile] + term % 2 * 2;
 #pragma unroll
             for (int token = 0; token < TOKENS; token++) {
                 words[token] = pick(first, now[tile][token]);
-                if (closing && earlier) words[token] += pick(second, before[tile][token]);
+                if (closing && earlier) {
+                    words[token] += pick_low(second, before[tile][token]);
+                    others[token] = pick_high(second, before[tile][token]);
+                }
             }
-            if (KEY_HALVES) words[1] = words[0] >> 16;
+            if (KEY_HALVES) words[1] = words[0] >> 16, others[1] = others[0] >> 16;
             if (term % 2 == 0) continue;
             multiply_signed(high[tile], a[tile], queries.high[term - 1], queries.high[term], high[tile]);
             multiply_unsigned(low[tile], a[tile], queries.low[term - 1], queries.low[term], low[tile]);
+            if (!closing || !earlier) continue;
+            multiply_signed(high[tile], rest[tile], queries.high[term - 1], queries.high[term], high[tile]);
+            multiply_unsigned(low[tile], rest[tile], queries.low[term - 1], queries.low[term], low[tile]);
         }
         term++;
     };
+    // Codes are selectors as they are, so they stay until the nibbles after them are done.
+    auto replace = [&](int j) {
+        if (KEY_HALVES && j % 2 == 0 && j + 1 < KEY_P) return;
+#pragma unroll
+        for (int tile = 0; tile < STEP; tile++) codes[tile].load(next(tile), lane, KEY_HALVES ? j / 2 : j, more);
+    };
 #pragma unroll
     for (int j = 0; j < KEY_GROUPS * KEY_P; j++) {
-        const int phase = j % KEY_P, word = KEY_HALVES ? j / 2 : j;
+        const int phase = j % KEY_P;
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
-            for (int token = 0; token < TOKENS; token++) now[tile][token].take(codes[tile].words[word], KEY_HALVES ? j % 2 : token);
-            if (!KEY_HALVES || j % 2 == 1 || j + 1 == KEY_P) codes[tile].load(next(tile), lane, word, more);
+            for (int token = 0; token < TOKENS; token++) {
+                now[tile][token].take(codes[tile].words[KEY_HALVES ? j / 2 : j], KEY_HALVES ? j % 2 : token);
+            }
         }
 #pragma unroll
         for (int i = KeyRate::first(phase); i < KeyRate::first(phase + 1); i++) put(i, true, phase > 0);
@@ -71,12 +85,14 @@ __device__ __forceinline__ void score(
 #pragma unroll
             for (int i = 0; i < KEY_TERMS - KEY_Q; i++) put(i, false, false);
         }
+        if (j > 0) replace(j - 1);
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
             for (int token = 0; token < TOKENS; token++) before[tile][token] = now[tile][token];
         }
     }
+    replace(KEY_GROUPS * KEY_P - 1);
 }
 
 // Weights of a step as operands of the matrix instruction, query g's of tokens 4 t to 4 t + 3 of each tile.
@@ -114,30 +130,42 @@ __device__ __forceinline__ void accumulate(
     Picks now[STEP][SIDES], before[STEP][SIDES];
     // To a row of sums: what the nibbles that close dimension i give, those before them, or both.
     auto add = [&](int row, int i, bool closing, bool earlier) {
-        const uint4 first = tables.table(i, !closing), second = closing && earlier ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
-        u32 a[4];
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const int tile = k / 2, side = k % 2;
-            a[k] = side < SIDES ? pick(first, now[tile][side % SIDES]) : 0;
-            if (side < SIDES && closing && earlier) a[k] += pick(second, before[tile][side % SIDES]);
-        }
-        int x[4];
-        multiply_unsigned(x, a, weights.high[0], weights.high[1], zero);
-#pragma unroll
-        for (int k = 0; k < 4; k++) x[k] *= 256;
-        multiply_unsigned(x, a, weights.low[0], weights.low[1], x);
-#pragma unroll
-        for (int k = 0; k < 4; k++) sums[row][k] += weights.factor[k % 2] * (float)x[k];
-    };
-#pragma unroll
-    for (int j = 0; j < VALUE_NIBBLES; j++) {
-        const int word = SIDES == 2 ? j : j / 2;
+        const bool both = closing && earlier;
+        const uint4 first = tables.table(i, !closing), second = both ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
+        u32 a[4] = {}, rest[4] = {};
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
-            for (int side = 0; side < SIDES; side++) now[tile][side].take(codes[tile].words[word], SIDES == 2 ? side : j % 2);
-            if (SIDES == 2 || j % 2 == 1 || j + 1 == VALUE_NIBBLES) codes[tile].load(next(tile), lane, word, more);
+            for (int side = 0; side < SIDES; side++) {
+                a[2 * tile + side] = pick(first, now[tile][side]);
+                if (!both) continue;
+                a[2 * tile + side] += pick_low(second, before[tile][side]);
+                rest[2 * tile + side] = pick_high(second, before[tile][side]);
+            }
+        }
+        int x[4];
+        multiply_unsigned(x, a, weights.high[0], weights.high[1], zero);
+        if (both) multiply_unsigned(x, rest, weights.high[0], weights.high[1], x);
+#pragma unroll
+        for (int k = 0; k < 4; k++) x[k] *= 256;
+        multiply_unsigned(x, a, weights.low[0], weights.low[1], x);
+        if (both) multiply_unsigned(x, rest, weights.low[0], weights.low[1], x);
+#pragma unroll
+        for (int k = 0; k < 4; k++) sums[row][k] += weights.factor[k % 2] * (float)x[k];
+    };
+    auto replace = [&](int j) {
+        if (SIDES == 1 && j % 2 == 0 && j + 1 < VALUE_NIBBLES) return;
+#pragma unroll
+        for (int tile = 0; tile < STEP; tile++) codes[tile].load(next(tile), lane, SIDES == 2 ? j : j / 2, more);
+    };
+#pragma unroll
+    for (int j = 0; j < VALUE_NIBBLES; j++) {
+#pragma unroll
+        for (int tile = 0; tile < STEP; tile++) {
+#pragma unroll
+            for (int side = 0; side < SIDES; side++) {
+                now[tile][side].take(codes[tile].words[SIDES == 2 ? j : j / 2], SIDES == 2 ? side : j % 2);
+            }
         }
 #pragma unroll
         for (int row = ValueRate::first(j); row < ValueRate::first(j + 1); row++) add(row, row % VALUE_Q, true, j > 0);
@@ -145,10 +173,12 @@ __device__ __forceinline__ void accumulate(
 #pragma unroll
             for (int i = 0; i < CARRIED; i++) add(VALUE_CHUNK + i, i, false, false);
         }
+        if (j > 0) replace(j - 1);
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
             for (int side = 0; side < SIDES; side++) before[tile][side] = now[tile][side];
         }
     }
+    replace(VALUE_NIBBLES - 1);
 }

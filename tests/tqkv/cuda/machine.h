@@ -91,7 +91,7 @@ inline float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; 
 inline u32 __umulhi(u32 x, u32 y) { return (u32)((unsigned long long)x * y >> 32); }
 inline int __popc(u32 x) { return __builtin_popcount(x); }
 template <class T> T __ldcg(const T* p) { return *p; }
-inline void __threadfence() {}
+inline void fence() {}
 inline u32 atomicInc(u32* p, u32 last) { const u32 old = *p; *p = old >= last ? 0 : old + 1; return old; }
 inline u32 atomicCAS(u32* p, u32 old, u32 now) { const u32 was = *p; if (was == old) *p = now; return was; }
 inline u32 look(const u32* p) { return *p; }
@@ -121,6 +121,7 @@ inline void in_this_order() {}
 inline float exp2_(float x) { return std::exp2(x); }
 inline float log2_(float x) { return std::log2(x); }
 inline float max_(float x, float y) { return std::fmax(x, y); }
+inline float min_nan(float x, float y) { return std::isnan(x) || std::isnan(y) ? NAN : std::fmin(x, y); }
 inline float minus_infinity() { return -INFINITY; }
 inline float half_float(u16 h) { _Float16 x; std::memcpy(&x, &h, 2); return (float)x; }
 inline u16 float_half(float x) { const _Float16 y = (_Float16)x; u16 h; std::memcpy(&h, &y, 2); return h; }
