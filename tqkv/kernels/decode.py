@@ -295,7 +295,7 @@ def _multiprocessors(device: torch.device) -> int:
 def _table_bytes(tables: ByteTables) -> bytes:
     """Entries uint8 [Q, 2, 16], then float32 [Q, 2]: step and offset of every dimension of a period."""
     units = np.stack([tables.steps, tables.offsets.sum(axis=1)], axis=1)
-    return tables.entries.tobytes() + units.astype(np.float32).tobytes()
+    return tables.entries.tobytes() + units.astype(np.float32).tobytes() + bytes(8)  # read in pieces of 16 bytes
 
 
 @lru_cache(maxsize=64)
@@ -369,4 +369,4 @@ def _kernel(
     words = -(-head_dim // 4 // key_q // 4) * key_q
     rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 1) * 4 + 12)
     sums = 4 * pairs * _QUERIES * 4 + pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
-    return module.kernel("decode"), 16 + 32 * (key_q + value_q) + max(rings, sums, 2 * pairs * (8 + head_dim * 4) + 4 * pairs * _QUERIES * 4)
+    return module.kernel("decode"), 80 + 32 * (key_q + value_q) + max(rings, sums, 2 * pairs * (8 + head_dim * 4) + 4 * pairs * _QUERIES * 4)

@@ -16,7 +16,11 @@ constexpr int IN_FLIGHT = 4;         // partial results that a warp loads at a t
 constexpr int SHARING = 64;           // dimensions of a partial result that share a factor
 constexpr float NO_SCORE = -1e30f;
 constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
-constexpr float MOST_WEIGHT = 65535.0f, MOST_QUERY = 32512.0f;  // of 16-bit weights, and of coordinates of queries
+#ifndef WEIGHT_BITS
+#define WEIGHT_BITS (STATE == 2 ? 8 : 16)  // of a token's weight, as a part of the largest in a step; bfloat16 has 8 too
+#endif
+constexpr float MOST_WEIGHT = (1 << WEIGHT_BITS) - 1, MOST_QUERY = 32512.0f;  // of weights, and of coordinates of queries
+constexpr int MAGIC = 0x4b400000;     // 1.5 times 2^23
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
 constexpr float LEAST = 1e-30f;       // factor of a partial result
 
@@ -57,8 +61,9 @@ struct Slot {
     u32 raised, unused[3];
 };
 
-constexpr int KEY_TABLES = 16, VALUE_TABLES = KEY_TABLES + 32 * KEY_Q;  // byte offsets in shared memory
-constexpr int BARRIERS = VALUE_TABLES + 32 * VALUE_Q;
+// Byte offsets in shared memory. A side's tables are followed by the step and the offset of every dimension of a period.
+constexpr int KEY_TABLES = 16, VALUE_TABLES = KEY_TABLES + 32 * KEY_Q, VALUE_UNITS = VALUE_TABLES + 32 * VALUE_Q;
+constexpr int BARRIERS = VALUE_UNITS + 64;
 constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
 constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
 constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW * 4;
@@ -135,6 +140,6 @@ struct Picks {
         low = half ? word >> 16 : word, high = half ? other >> 16 : other;
     }
 };
-__device__ __forceinline__ u32 pick_low(const uint4& table, const Picks& nibbles) { return permute(table.x, table.y, nibbles.low); }
-__device__ __forceinline__ u32 pick_high(const uint4& table, const Picks& nibbles) { return permute(table.z, table.w, nibbles.high); }
-__device__ __forceinline__ u32 pick(const uint4& table, const Picks& nibbles) { return pick_low(table, nibbles) + pick_high(table, nibbles); }
+__device__ __forceinline__ u32 pick(const uint4& table, const Picks& nibbles) {
+    return permute(table.x, table.y, nibbles.low) + permute(table.z, table.w, nibbles.high);
+}

@@ -122,7 +122,7 @@ __device__ __forceinline__ void score_keys(
 
 // Adds up the weighted values of a pair's tiles.
 __device__ __forceinline__ void add_values(
-    const Problem& p, const Share& share, const Tables& tables, Codes<VALUE_BYTES> (&values)[STEP], Ring ring,
+    const Problem& p, const Share& share, const Tables& tables, const float2* units, Codes<VALUE_BYTES> (&values)[STEP], Ring ring,
     float (&sums)[VALUE_ROWS][4]
 ) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -160,7 +160,6 @@ __device__ __forceinline__ void add_values(
         }
     }
     // From entries to what they stand for.
-    const float2* units = (const float2*)(p.value_tables + 2 * VALUE_Q);
 #pragma unroll
     for (int r = 0; r < VALUE_CHUNK; r++) {
         const float2 unit = units[r % VALUE_Q];
@@ -177,6 +176,11 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     const bool scores = warp < PAIRS;
     const int pair = warp % PAIRS;
     float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
+    // All that is needed early is asked for before anything waits.
+    constexpr int ENTRIES = 2 * (KEY_Q + VALUE_Q), WORDS = ENTRIES + (VALUE_Q + 1) / 2;
+    const int word = threadIdx.x;
+    uint4 entry = make_uint4(0, 0, 0, 0);
+    if (word < WORDS) entry = word < 2 * KEY_Q ? p.key_tables[word] : p.value_tables[word - 2 * KEY_Q];
     Query query;
     query.load(p, at, warp, lane);
     // The rotation takes long and needs nothing else.
@@ -198,11 +202,8 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
             for (int i = 0; i < 2 * SLOTS; i++) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + i) * 8, 1);
         }
     }
-    if (threadIdx.x < 2 * (KEY_Q + VALUE_Q)) {
-        const int i = threadIdx.x;
-        ((uint4*)(memory + KEY_TABLES))[i] = i < 2 * KEY_Q ? p.key_tables[i] : p.value_tables[i - 2 * KEY_Q];
-    }
     if (warp < QUERIES) rotate(p, query, memory, factors, biases, warp, lane);
+    if (word < WORDS) ((uint4*)(memory + KEY_TABLES))[word] = entry;
     __syncthreads();
     if (scores) {
         const Tables tables = {shared_address(memory + KEY_TABLES)};
@@ -230,7 +231,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         float sums[VALUE_ROWS][4];
 #pragma unroll
         for (int r = 0; r < VALUE_ROWS; r++) sums[r][0] = sums[r][1] = sums[r][2] = sums[r][3] = 0;
-        add_values(p, share, tables, values, Ring(memory, pair), sums);
+        add_values(p, share, tables, (const float2*)(memory + VALUE_UNITS), values, Ring(memory, pair), sums);
         __syncthreads();
 #pragma unroll
         for (int k = 0; k < 2 * SIDES; k++) {

@@ -109,9 +109,14 @@ __device__ __forceinline__ void store_pair(State* to, float x, float y) {
 struct Query {
     State states[2][2][2];
     float mean[2][2][2];
+    float2 units[2];  // step and offset of the dimensions that the lane holds once rotated: of all, or of odd and even ones
     u32 signs;
 
     __device__ __forceinline__ void load(const Problem& p, const Place& at, int i, int lane) {
+        const float2* steps = (const float2*)(p.key_tables + 2 * KEY_Q);
+        const int odd = p.key_rounds % 2, row = Turned::row(odd, lane, 0, 0);
+#pragma unroll
+        for (int e = 0; e < 2; e++) units[e] = steps[(row + (odd ? 0 : e)) % KEY_Q];
         const State* from = at.query(p, min(i, at.n - 1));
         const float* means = p.key_mean ? p.key_mean + at.kv_head * D : nullptr;
         signs = p.key_signs[lane];
@@ -150,9 +155,9 @@ __device__ __forceinline__ void rotate(
         bias += x * query.mean[j / 4][j / 2 % 2][j % 2];
     }
     turned.turn(query.signs, p.key_rounds, false, lane);
-    const float2* units = (const float2*)(p.key_tables + 2 * KEY_Q);
     turned.each(p.key_rounds % 2, lane, [&](float& x, int dim) {
-        const float2 unit = units[dim % KEY_Q];
+        // A period divides 16, so the place in it depends on the row alone.
+        const float2 unit = query.units[p.key_rounds % 2 ? 0 : dim % 2];
         offset += x * unit.y;
         x *= unit.x;
         top = max_(top, fabsf(x));

@@ -36,30 +36,23 @@ __device__ __forceinline__ void score(
 ) {
     constexpr int TOKENS = KEY_HALVES ? 1 : 2;
     Picks now[STEP][TOKENS], before[STEP][TOKENS];
-    u32 a[STEP][4], rest[STEP][4];
+    u32 a[STEP][4];
     int term = 0;
-    // The next word of every tile: of dimension i, what the nibbles that close it give, those before them, or both. What the last
-    // of four look-ups gives goes into products of its own, which are less work than additions.
+    // The next word of every tile: of dimension i, what the nibbles that close it give, those before them, or both.
     auto put = [&](int i, bool closing, bool earlier) {
         const uint4 first = tables.table(i, !closing), second = closing && earlier ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
-            u32 *words = a[tile] + term % 2 * 2, *others = rest[tile] + term % 2 * 2;
+            u32* words = a[tile] + term % 2 * 2;
 #pragma unroll
             for (int token = 0; token < TOKENS; token++) {
                 words[token] = pick(first, now[tile][token]);
-                if (closing && earlier) {
-                    words[token] += pick_low(second, before[tile][token]);
-                    others[token] = pick_high(second, before[tile][token]);
-                }
+                if (closing && earlier) words[token] += pick(second, before[tile][token]);
             }
-            if (KEY_HALVES) words[1] = words[0] >> 16, others[1] = others[0] >> 16;
+            if (KEY_HALVES) words[1] = words[0] >> 16;
             if (term % 2 == 0) continue;
             multiply_signed(high[tile], a[tile], queries.high[term - 1], queries.high[term], high[tile]);
             multiply_unsigned(low[tile], a[tile], queries.low[term - 1], queries.low[term], low[tile]);
-            if (!closing || !earlier) continue;
-            multiply_signed(high[tile], rest[tile], queries.high[term - 1], queries.high[term], high[tile]);
-            multiply_unsigned(low[tile], rest[tile], queries.low[term - 1], queries.low[term], low[tile]);
         }
         term++;
     };
@@ -107,14 +100,32 @@ struct Weights {
             high[i] = permute(four.x, four.y, 0x7531), low[i] = permute(four.x, four.y, 0x6420);
         }
         const u32 ones[4] = {0x01010101, 0x01010101, 0x01010101, 0x01010101};
-        const int zero[4] = {};
-        int x[4], y[4];
-        multiply_unsigned(x, ones, high[0], high[1], zero);
-        multiply_unsigned(y, ones, low[0], low[1], zero);
+        float sums[4];
+        weigh(sums, ones);
 #pragma unroll
         for (int k = 0; k < 2; k++) {
             factor[k] = slot.factor[2 * t + k];
-            total[k] += factor[k] * (float)(256 * x[k] + y[k]);
+            total[k] += factor[k] * sums[k];
+        }
+    }
+
+    // Weighted sums of the words' entries.
+    __device__ __forceinline__ void weigh(float (&sums)[4], const u32 (&words)[4]) const {
+        int x[4];
+        if constexpr (WEIGHT_BITS == 8) {
+            // At most 255 times 254 times 32, so that the integer is the end of a float32's mantissa.
+            const int start[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
+            multiply_unsigned(x, words, low[0], low[1], start);
+#pragma unroll
+            for (int k = 0; k < 4; k++) sums[k] = __int_as_float(x[k]) - __int_as_float(MAGIC);
+        } else {
+            const int zero[4] = {};
+            multiply_unsigned(x, words, high[0], high[1], zero);
+#pragma unroll
+            for (int k = 0; k < 4; k++) x[k] *= 256;
+            multiply_unsigned(x, words, low[0], low[1], x);
+#pragma unroll
+            for (int k = 0; k < 4; k++) sums[k] = (float)x[k];
         }
     }
 };
@@ -126,32 +137,24 @@ __device__ __forceinline__ void accumulate(
     float (&sums)[VALUE_ROWS][4], Codes<VALUE_BYTES> (&codes)[STEP], const Weights& weights, const Tables& tables, int lane,
     bool more, Next next
 ) {
-    const int zero[4] = {};
     Picks now[STEP][SIDES], before[STEP][SIDES];
     // To a row of sums: what the nibbles that close dimension i give, those before them, or both.
     auto add = [&](int row, int i, bool closing, bool earlier) {
         const bool both = closing && earlier;
         const uint4 first = tables.table(i, !closing), second = both ? tables.table(i, 1) : make_uint4(0, 0, 0, 0);
-        u32 a[4] = {}, rest[4] = {};
+        u32 words[4] = {};
 #pragma unroll
         for (int tile = 0; tile < STEP; tile++) {
 #pragma unroll
             for (int side = 0; side < SIDES; side++) {
-                a[2 * tile + side] = pick(first, now[tile][side]);
-                if (!both) continue;
-                a[2 * tile + side] += pick_low(second, before[tile][side]);
-                rest[2 * tile + side] = pick_high(second, before[tile][side]);
+                words[2 * tile + side] = pick(first, now[tile][side]);
+                if (both) words[2 * tile + side] += pick(second, before[tile][side]);
             }
         }
-        int x[4];
-        multiply_unsigned(x, a, weights.high[0], weights.high[1], zero);
-        if (both) multiply_unsigned(x, rest, weights.high[0], weights.high[1], x);
+        float x[4];
+        weights.weigh(x, words);
 #pragma unroll
-        for (int k = 0; k < 4; k++) x[k] *= 256;
-        multiply_unsigned(x, a, weights.low[0], weights.low[1], x);
-        if (both) multiply_unsigned(x, rest, weights.low[0], weights.low[1], x);
-#pragma unroll
-        for (int k = 0; k < 4; k++) sums[row][k] += weights.factor[k % 2] * (float)x[k];
+        for (int k = 0; k < 4; k++) sums[row][k] += weights.factor[k % 2] * x[k];
     };
     auto replace = [&](int j) {
         if (SIDES == 1 && j % 2 == 0 && j + 1 < VALUE_NIBBLES) return;
