@@ -37,7 +37,7 @@ class ByteTables:
 
     def values(self) -> np.ndarray:
         """What the entries stand for, float32 [Q, 2, 16]."""
-        return self.entries * self.steps[:, None, None] + self.offsets[:, :, None]
+        return np.ascontiguousarray(self.entries * self.steps[:, None, None] + self.offsets[:, :, None])
 
 
 def round_tables(tables: np.ndarray) -> ByteTables:

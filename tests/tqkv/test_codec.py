@@ -29,7 +29,7 @@ def codec(d, bits, code="chain", memory=2, scale="unbiased", seed=0):
 @pytest.mark.parametrize("bits", RATES)
 def test_chain_is_tqcores(d, bits):
     y = gaussian(33, d)
-    code = ChainCode(d, bits, 2)
+    code = ChainCode(d, bits, 2, torch.device("cpu"))
     codes, second = code.encode(y)
     want = _core.encode(chain_code(d, bits, 2), y.numpy(), None)[0]
     assert second is None

@@ -168,8 +168,13 @@ def encode_chain(y: torch.Tensor, bits: float, memory: int = 2) -> tuple[torch.T
     return codes, dots
 
 
-def decode_chain(codes: torch.Tensor, d: int, bits: float, memory: int = 2) -> torch.Tensor:
-    """Reconstructed rotated rows, float32 [n, d], of codes uint8 [n, code_size] on a CUDA device."""
+def decode_chain(
+    codes: torch.Tensor, d: int, bits: float, memory: int = 2, tables: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Reconstructed rotated rows, float32 [n, d], of codes uint8 [n, code_size] on a CUDA device.
+
+    `tables`, float32 [Q, memory, 16] on that device, take the place of the chain's own.
+    """
     _check(codes, "codes", torch.uint8)
     nibbles = chain_layout(d, *CHAIN_RATES[bits])
     if codes.shape[1] != (nibbles + 1) // 2:
@@ -178,7 +183,7 @@ def decode_chain(codes: torch.Tensor, d: int, bits: float, memory: int = 2) -> t
     n, size = codes.shape
     out = torch.empty(n, d, dtype=torch.float32, device=codes.device)
     if n:
-        values = values_on(bits, memory, codes.device)
+        values = values_on(bits, memory, codes.device) if tables is None else tables.contiguous()
         with torch.cuda.device(codes.device):
             _kernel("decode", bits, memory)(
                 (min(1 << 16, -(-n * d // 256)),),

@@ -52,7 +52,7 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
 #pragma unroll
         for (int stride = SHARING / 8; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
         top = max_(top, LEAST);
-        const float inverse = 1 / top;
+        const float inverse = reciprocal(top);
         const u32 place = (part * QUERIES + i) * D + dim;
         *(uint2*)(p.part_sums + place) = make_uint2(half_pair(x.x * inverse, x.y * inverse), half_pair(x.z * inverse, x.w * inverse));
         if (dim % SHARING == 0) p.part_scalars[place / SHARING] = make_float4(all.x, all.y, top, 0);
@@ -152,7 +152,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
     sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
-    const float factor = total != 0 ? p.value_shrink / total : 0.0f;
+    const float factor = total != 0 ? p.value_shrink * reciprocal(total) : 0.0f;
     State* out = p.out + (((long long)at.batch * p.heads + at.head(p, first + warp)) * p.new_tokens + at.token(p, first + warp)) * D;
 #pragma unroll
     for (int h = 0; h < 2; h++) {

@@ -21,11 +21,11 @@ __all__ = ["PackedStates", "decode_attention"]
 
 _QUERIES = 8  # of a block: the n side of the matrix instruction
 _ROUNDS = 3  # of a rotation, at most
-_WARPS = {64: 16, 128: 16, 256: 8}  # of a block, by head_dim
+_LONG = 100  # tiles a multiprocessor from which a block of more warps pays
 _SHARING = 64  # dimensions of a partial result that share a factor
 _IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
-_FIXED, _BATCH = 32, 2
+_FIXED, _BATCH = 45, 2
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -158,7 +158,8 @@ def decode_attention(
     blocks = kv_heads * -(-group * new // _QUERIES)
     pairs = batch * blocks
     multiprocessors = _multiprocessors(q.device)
-    splits = _plan(pairs, tiles, extra > 0, multiprocessors, _WARPS[head_dim])
+    warps = _warps(head_dim, pairs * tiles / multiprocessors)
+    splits = _plan(pairs, tiles, extra > 0, multiprocessors, warps)
     parts = splits + (extra > 0)
     sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float16, device=q.device)
     scalars = torch.empty(
@@ -195,8 +196,10 @@ def decode_attention(
     pointers = (None if x is None else x.data_ptr() for x in tensors)
     problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
     with torch.cuda.device(q.device):
-        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], q.device.index)
-        kernel((blocks, batch, parts), (_WARPS[head_dim] * 32,), (problem,), shared)
+        kernel, shared = _kernel(
+            head_dim, keys.bits, values.bits, _STATES[q.dtype], warps, q.device.index
+        )
+        kernel((blocks, batch, parts), (warps * 32,), (problem,), shared)
     return out
 
 
@@ -265,6 +268,11 @@ def _in_pieces(states: torch.Tensor) -> bool:
     piece = min(16, states.shape[-1] // 32 * size)
     strides = states.stride()
     return strides[-1] == 1 and all(n * size % piece == 0 for n in (states.storage_offset(), *strides[:-1]))
+
+
+def _warps(head_dim: int, tiles: float) -> int:
+    """Warps of a block, for as many tiles a multiprocessor: fewer start and end sooner, more wait less in between."""
+    return 16 if head_dim <= 128 else 12 if tiles > _LONG else 8
 
 
 @lru_cache(maxsize=1024)
@@ -348,7 +356,7 @@ def _counters(pairs: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _kernel(
-    head_dim: int, key_bits: float, value_bits: float, state: int, _device: int
+    head_dim: int, key_bits: float, value_bits: float, state: int, warps: int, _device: int
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
@@ -359,14 +367,17 @@ def _kernel(
         "VALUE_P": value_p,
         "VALUE_Q": value_q,
         "STATE": state,
-        "WARPS": _WARPS[head_dim],
+        "WARPS": warps,
     }
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
-    # Tables and barriers, then rings and rotated queries, or the sums of the pairs of warps, of padded pitch.
-    pairs, sides = _WARPS[head_dim] // 2, 1 if head_dim == 64 else 2
+    # Tables and barriers, then rings and rotated queries; in place of these the sums of the pairs of warps, of padded
+    # pitch; in place of those what each warp merges.
+    pairs, sides = warps // 2, 1 if head_dim == 64 else 2
     words = -(-head_dim // 4 // key_q // 4) * key_q
     rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 1) * 4 + 12)
-    sums = 4 * pairs * _QUERIES * 4 + pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
-    return module.kernel("decode"), 80 + 32 * (key_q + value_q) + max(rings, sums, 2 * pairs * (8 + head_dim * 4) + 4 * pairs * _QUERIES * 4)
+    sums = pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
+    merged = warps * (8 + head_dim * 4)
+    small = 4 * pairs * _QUERIES * 4
+    return module.kernel("decode"), 80 + 32 * (key_q + value_q) + max(rings, small + max(sums, merged))

@@ -174,7 +174,7 @@ __device__ __forceinline__ void rotate(
         factors[i] = make_float2(scaling * top * (1 / MOST_QUERY), scaling * offset);
         biases[i] = bias * p.scaling;
     }
-    const float inverse = MOST_QUERY / top;
+    const float inverse = MOST_QUERY * reciprocal(top);
     unsigned char* row = memory + ROTATED + i * QUERY_ROW * 4;
     turned.each(p.key_rounds % 2, lane, [&](float x, int dim) {
         const int integer = round_int(x * inverse), period = dim % KEY_CHUNK / KEY_Q;

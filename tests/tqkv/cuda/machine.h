@@ -120,6 +120,7 @@ inline void in_this_order() {}
 
 inline float exp2_(float x) { return std::exp2(x); }
 inline float log2_(float x) { return std::log2(x); }
+inline float reciprocal(float x) { return 1 / x; }
 inline float max_(float x, float y) { return std::fmax(x, y); }
 inline float min_nan(float x, float y) { return std::isnan(x) || std::isnan(y) ? NAN : std::fmin(x, y); }
 inline float minus_infinity() { return -INFINITY; }
