@@ -110,7 +110,10 @@ class PackedLayout:
             chunks = [g] if self.head_dim == 64 else [g, g + 8]
             share = row // 8 // len(chunks)
             starts = [
-                (4 * t + e) * row + chunk * share + j for j in range(share) for chunk in chunks for e in range(4)
+                (4 * t + e) * row + chunk * share + j
+                for j in range(share)
+                for chunk in chunks
+                for e in range(4)
             ]
         strings = torch.stack(starts, dim=1)
         pieces, start = [], 0

@@ -6,12 +6,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from packed import random_problem, random_states  # noqa: E402
-from tqcore.chain import chain_code, chain_tables, nibble_tables  # noqa: E402
-from tqcore.codebook import lloyd_max  # noqa: E402
+from tqcore.chain import chain_code, chain_tables  # noqa: E402
 from tqcore.config import CHAIN_RATES  # noqa: E402
 from tqcore.rotation import HadamardRotation  # noqa: E402
 from tqkv.kernels import reference  # noqa: E402
-from tqkv.kernels.decode import decode_attention, table_words  # noqa: E402
+from tqkv.kernels.decode import decode_attention  # noqa: E402
 from tqkv.layout import PackedLayout, supported  # noqa: E402
 
 RATES = (2.0, 2.5, 3.0, 3.5, 4.0)
@@ -51,25 +50,34 @@ def test_where_bytes_lie():
         values = [(16 * token + place // 2) >> 4 * (place % 2) & 15 for token, place in pairs]
         return [lo | hi << 4 for lo, hi in zip(values[::2], values[1::2], strict=True)]
 
+    # At 2 bits a period is a nibble, so four places in a row of one token lie side by side.
     keys = PackedLayout(64, 2.0, "key").pack(codes).view(32, 8)
-    assert keys[0].tolist() == nibbles(*((token, place) for place in range(8) for token in (0, 8)))
-    assert keys[31].tolist() == nibbles(*((token, place) for place in range(24, 32) for token in (7, 15)))
+    for lane, tokens, first in ((0, (0, 1), 0), (31, (14, 15), 24)):
+        order = [(token, first + four + e) for four in (0, 4) for token in tokens for e in range(4)]
+        assert keys[lane].tolist() == nibbles(*order)
     values = PackedLayout(64, 2.0, "value").pack(codes).view(32, 8)
-    assert values[0].tolist() == nibbles(*((token, place) for place in range(4) for token in (0, 1, 8, 9)))
-    tokens = (6, 7, 14, 15)
-    assert values[31].tolist() == nibbles(*((token, place) for place in range(28, 32) for token in tokens))
+    assert values[0].tolist() == nibbles(*((token, place) for place in range(4) for token in range(4)))
+    assert values[31].tolist() == nibbles(
+        *((token, place) for place in range(28, 32) for token in range(12, 16))
+    )
     codes = torch.randint(0, 256, (16, 32), dtype=torch.uint8)
     row = torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
     values = PackedLayout(128, 2.0, "value").pack(codes).view(32, 16)
-    wanted = [
-        int(row[token, chunk * 4 + j])
-        for j in range(4)
-        for first in (4, 12)
-        for chunk in (3, 11)
-        for token in (first, first + 1)
-    ]
+    wanted = [int(row[token, chunk * 4 + j]) for j in range(4) for chunk in (3, 11) for token in range(8, 12)]
     lane = values[4 * 3 + 2]
     assert torch.stack([lane & 15, lane >> 4], dim=-1).flatten().tolist() == wanted
+
+
+def test_four_periods_of_a_key_lie_side_by_side():
+    # 3.5 bits: 7 nibbles a period, 14 in a quarter of 64 dimensions, 56 in one of 256.
+    small, large = PackedLayout(64, 3.5, "key").source(), PackedLayout(256, 3.5, "key").source()
+    # Lane 6 has quarter 2 of tokens 2 and 3. The first load of either layout brings 16 or 32 nibbles.
+    assert small.view(-1)[6 * 16 : 6 * 16 + 8].tolist() == [
+        token * 56 + 28 + place for first in (0, 1) for token in (2, 3) for place in (first, first + 7)
+    ]
+    assert large.view(-1)[6 * 32 : 6 * 32 + 16].tolist() == [
+        token * 224 + 112 + first + 7 * e for first in (0, 1) for token in (2, 3) for e in range(4)
+    ]
 
 
 @pytest.mark.parametrize("role", ["key", "value"])
@@ -132,68 +140,54 @@ def closes(j, p, q):
     return -(-j * q // p)
 
 
-def words_of(j, p, q):
-    """Of each half of nibble j's words, the dimension it adds to, None for no one."""
-    now = list(range(closes(j, p, q), closes(j + 1, p, q)))
-    following = list(range(closes(j + 1, p, q), closes(j + 2, p, q)))
-    if len(now) == len(following) == 1:
-        return [[now[0], following[0]]]
-    return [[*now, None][:2], [*following, None][:2]]
-
-
 @pytest.mark.parametrize("code", ["chain", "mse"])
 @pytest.mark.parametrize("bits", RATES)
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_lanes_rebuild_every_state(d, bits, code):
-    """As in decode_tiles.cu: the nibbles of a lane, and what each word of the tables adds to which dimension."""
+    """As in decode_tiles.cu: what each nibble of a lane gives to the dimensions it closes, and to those that the next one does."""
     if code == "mse" and bits not in (2.0, 4.0):
         pytest.skip("mse at this rate is no nibble table")
     p, q = CHAIN_RATES[bits]
     generator = torch.Generator().manual_seed(0)
     for role in ("key", "value"):
         states = random_states(1, 1, 32, d, bits, role, generator, code)
-        layout = PackedLayout(d, bits, role)
-        truth = reference.decode_rows(layout.unpack(states.codes)[0, 0], d, bits, states.tables).numpy()
-        nibbles = lane_nibbles(layout, states.codes[0, 0])
-        words = table_words(states.tables, bits).astype(np.float32)
-        sides = 1 if d == 64 else 2
-        chunk = d // 4 if role == "key" else d // 8 // sides
-        rebuilt = np.zeros((32, d), np.float32)
+        layout, tables = PackedLayout(d, bits, role), states.tables
+        truth = reference.decode_rows(layout.unpack(states.codes)[0, 0], d, bits, tables.values()).numpy()
+        strings = lane_nibbles(layout, states.codes[0, 0])
+        entries = np.zeros((32, d), np.int64)
         for lane in range(32):
             g, t = divmod(lane, 4)
             if role == "key":
-                parts = [(g, t), (g + 8, t)]
-            else:
-                parts = [
-                    (2 * t + add + i, g + 8 * side) for add in (0, 8) for side in range(sides) for i in (0, 1)
+                chunk = d // 4
+                periods = chunk // q
+                fours = min(periods, 4)
+                parts = [(2 * g + i, t) for i in (0, 1)]
+                where = [
+                    (part, j + p * (first + e))
+                    for first in range(0, periods, fours)
+                    for j in range(p)
+                    for part in parts
+                    for e in range(fours)
                 ]
-            for place, (token, part) in enumerate(parts):
-                for j in range(chunk * p // q):
-                    nibble = nibbles[:, lane, j * len(parts) + place]
-                    for word, dims in enumerate(words_of(j, p, q)):
-                        for half, dim in enumerate(dims):
-                            if dim is not None:
-                                rebuilt[token::16, (part * chunk + dim) % d] += words[
-                                    j % p, nibble, word, half
-                                ]
-        np.testing.assert_allclose(rebuilt, truth, atol=4e-3)
-
-
-@pytest.mark.parametrize("bits", RATES)
-def test_words_hold_the_tables_in_half_precision(bits):
-    p, q = CHAIN_RATES[bits]
-    words = table_words(chain_tables(bits, 2), bits)
-    assert words.shape == (p, 16, 2, 2)
-    tables = chain_tables(bits, 2).astype(np.float16)
-    for phase in range(p):
-        halves = words_of(phase, p, q)
-        offsets = [[0, 1]] if len(halves) == 1 else [[0, 0], [1, 1]]
-        for word, dims in enumerate(halves):
-            for half, dim in enumerate(dims):
-                if dim is not None:
-                    expected = tables[dim % q, offsets[word][half]]
-                    assert np.array_equal(words[phase, :, word, half], expected)
-    assert not table_words(nibble_tables(lloyd_max(64, 4)), 4.0)[:, :, 0, 1].any()
+            else:
+                sides = 1 if d == 64 else 2
+                chunk = d // 8 // sides
+                where = [
+                    ((4 * t + e, g + 8 * side), j)
+                    for j in range(chunk * p // q)
+                    for side in range(sides)
+                    for e in range(4)
+                ]
+            for index, ((token, part), j) in enumerate(where):
+                nibble = strings[:, lane, index]
+                for dim in range(closes(j, p, q), closes(j + 1, p, q)):
+                    entries[token::16, (part * chunk + dim) % d] += tables.entries[dim % q, 0][nibble]
+                for dim in range(closes(j + 1, p, q), closes(j + 2, p, q)):
+                    entries[token::16, (part * chunk + dim) % d] += tables.entries[dim % q, 1][nibble]
+        assert entries.max() < 256
+        dims = np.arange(d) % q
+        rebuilt = entries * tables.steps[dims] + tables.offsets.sum(axis=1)[dims]
+        np.testing.assert_allclose(rebuilt, truth, atol=1e-5)
 
 
 def test_reference_is_softmax_over_decoded_states():
@@ -206,7 +200,9 @@ def test_reference_is_softmax_over_decoded_states():
     decoded = []
     for states, role in ((keys, "key"), (values, "value")):
         rows = (
-            reference.decode_rows(PackedLayout(64, 3.0, role).unpack(states.codes), 64, 3.0, states.tables)
+            reference.decode_rows(
+                PackedLayout(64, 3.0, role).unpack(states.codes), 64, 3.0, states.tables.values()
+            )
             * states.scales[..., None].float()
         )
         decoded.append(reference.rotate(rows, states.signs, inverse=True))

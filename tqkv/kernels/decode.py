@@ -196,9 +196,7 @@ def decode_attention(
     pointers = (None if x is None else x.data_ptr() for x in tensors)
     problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
     with torch.cuda.device(q.device):
-        kernel, shared = _kernel(
-            head_dim, keys.bits, values.bits, _STATES[q.dtype], warps, q.device.index
-        )
+        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], warps, q.device.index)
         kernel((blocks, batch, parts), (warps * 32,), (problem,), shared)
     return out
 
@@ -303,7 +301,9 @@ def _multiprocessors(device: torch.device) -> int:
 def _table_bytes(tables: ByteTables) -> bytes:
     """Entries uint8 [Q, 2, 16], then float32 [Q, 2]: step and offset of every dimension of a period."""
     units = np.stack([tables.steps, tables.offsets.sum(axis=1)], axis=1)
-    return tables.entries.tobytes() + units.astype(np.float32).tobytes() + bytes(8)  # read in pieces of 16 bytes
+    return (
+        tables.entries.tobytes() + units.astype(np.float32).tobytes() + bytes(8)
+    )  # read in pieces of 16 bytes
 
 
 @lru_cache(maxsize=64)
