@@ -69,9 +69,10 @@ def turboquant_attention_forward(
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} must be None for attn_implementation={ATTENTION!r}; use 'eager'")
     view = AttentionView.of(key)
-    if view is None:
+    if view is not None:
+        view.layer.take(query, attention_mask)
+    if view is None or view.prompt:
         return _plain(module, query, key, value, attention_mask, dropout, scaling, **kwargs), None
-    view.layer.take()
     factor = query.shape[-1] ** -0.5 if scaling is None else scaling
     return packed_attention(query, view, attention_mask, factor).transpose(1, 2).contiguous(), None
 
@@ -170,7 +171,7 @@ def _attend(
     keys, values = view.layer.key_store, view.layer.value_store
     total = SoftmaxSum(grouped, view.values.shape[-1])
     if view.packed:
-        rotated = grouped @ keys.codec.rotation
+        rotated = grouped @ keys.codec.basis
         shift = 0.0 if keys.codec.mean is None else grouped @ keys.codec.mean.transpose(1, 2)
         for first in range(0, view.packed, _BLOCK):
             last = min(first + _BLOCK, view.packed)

@@ -47,6 +47,11 @@ class TurboQuantCache(Cache):
     centre_keys : bool
         Take the mean off the keys of every head before coding. It is that of the tokens at hand when the first are
         packed, and fixed from then on; attention accounts for it exactly.
+    key_plan : str
+        "oblivious"; or "calibrated": keys of every head go through a linear map that puts the code's error where
+        queries do not look. It is made when the first tokens are packed, of the keys and, under
+        ``attn_implementation="turboquant"``, the queries at hand, and is fixed from then on. Heads that gain nothing
+        do without. It takes 8 d^2 bytes a head; `tqkv.plan` says how it is made.
     sink_tokens : int
         First tokens of the sequence kept in full precision, padding included.
     recent_tokens : int
@@ -91,6 +96,7 @@ class TurboQuantCache(Cache):
         key_scale: str | None = None,
         value_scale: str | None = None,
         centre_keys: bool = True,
+        key_plan: str = "oblivious",
         sink_tokens: int = 4,
         recent_tokens: int = 128,
         skip_layers: Iterable[int] = (),
@@ -116,6 +122,7 @@ class TurboQuantCache(Cache):
             key_scale=key_scale,
             value_scale=value_scale,
             centre_keys=centre_keys,
+            key_plan=key_plan,
             sink_tokens=sink_tokens,
             recent_tokens=recent_tokens,
             skip_layers=skip_layers,
@@ -184,7 +191,7 @@ class TurboQuantCache(Cache):
         -------
         dict
             "codes" and "scales" of the packed tokens, "spare" for those to come, "window" of tokens in full
-            precision, "tables" (rotation and means), and their "total".
+            precision, "tables" (rotation, means and plans), and their "total".
         """
         parts: dict[str, int] = dict.fromkeys(("codes", "scales", "spare", "window", "tables"), 0)
         rotations = {}

@@ -11,6 +11,7 @@ import torch
 from tqcore.config import MIN_D
 from tqcore.rotation import HadamardRotation
 from tqkv.codes import row_code
+from tqkv.plan import KeyPlan, fit_key_plan
 
 __all__ = ["StateCodec"]
 
@@ -28,7 +29,8 @@ class StateCodec:
     """How the keys, or the values, of one layer are coded.
 
     A state x of a head becomes ``scale * code`` with ``code`` near ``sqrt(d) (x - mean) R / |x - mean|``, so that
-    ``x_hat = scale * decoded @ R.T + mean``. Nothing but the mean depends on data.
+    ``x_hat = scale * decoded @ R.T + mean``. With a plan ``(x - mean) A'`` takes the place of ``x - mean``, and in
+    decoding ``A^-1 R`` that of R. Nothing but mean and plan depends on data.
 
     Parameters
     ----------
@@ -49,6 +51,8 @@ class StateCodec:
         float32 [d, d], R above: a row times it is the rotated row.
     mean : torch.Tensor or None
         float32 [heads, 1, d]; None where nothing is taken off.
+    plan : KeyPlan or None
+        Maps of the heads; None where there is only the rotation.
 
     Raises
     ------
@@ -72,6 +76,7 @@ class StateCodec:
         self.rows = row_code(code, head_dim, bits, memory, seed, device)
         self.rotation = _rotation(head_dim, seed, device)
         self.mean: torch.Tensor | None = None
+        self.plan: KeyPlan | None = None
 
     @property
     def code_size(self) -> int:
@@ -83,11 +88,33 @@ class StateCodec:
         """16-bit scalars of a state."""
         return self.rows.n_scalars
 
-    def fit_mean(self, states: torch.Tensor) -> None:
-        """Fix the mean of every head and channel to that of `states` [batch, heads, tokens, d]."""
-        mean = states.mean(dim=(0, 2), dtype=torch.float32)[:, None, :]
+    @property
+    def basis(self) -> torch.Tensor:
+        """What turns queries, rows, towards coded coordinates: float32 [d, d], or [heads, d, d] with a plan."""
+        return self.rotation if self.plan is None else self.plan.basis
+
+    def fit_mean(self, states: torch.Tensor, seen: torch.Tensor | None = None) -> None:
+        """Fix the mean of every head and channel to that of `states` [batch, heads, tokens, d].
+
+        Tokens where `seen`, bool [batch, tokens], is False do not count.
+        """
+        if seen is None:
+            mean = states.mean(dim=(0, 2), dtype=torch.float32)[:, None, :]
+        else:
+            some = torch.where(seen[:, None, :, None], states, 0.0)
+            mean = some.sum(dim=(0, 2), dtype=torch.float32)[:, None, :] / seen.sum().clamp(min=1)
         # A captured graph reads the mean at its address.
         self.mean = mean if self.mean is None else self.mean.copy_(mean)
+
+    def fit_plan(
+        self,
+        states: torch.Tensor,
+        queries: torch.Tensor | None = None,
+        seen: torch.Tensor | None = None,
+    ) -> None:
+        """Fix the plan to what is best for these keys and queries; arguments as in `fit_key_plan`."""
+        plan = fit_key_plan(states, self.mean, self.rotation, queries, seen)
+        self.plan = plan if self.plan is None else self.plan.replace(plan)
 
     def encode(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Codes and scalars of states.
@@ -112,13 +139,17 @@ class StateCodec:
             part = slice(start, start + step)
             x = states[:, :, part].float()
             x = x if self.mean is None else x - self.mean
+            x = x if self.plan is None else x @ self.plan.weights
             rows, factors = self.encode_rows(x.reshape(-1, self.head_dim))
             codes[:, :, part] = rows.view(batch, heads, -1, self.code_size)
             scalars[:, :, :, part] = factors.view(self.n_scalars, batch, heads, -1).to(torch.float16)
         return codes, scalars
 
     def encode_rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Codes uint8 [n, code_size] and scalars float32 [n_scalars, n] of rows float32 [n, d], the mean taken off."""
+        """Codes uint8 [n, code_size] and scalars float32 [n_scalars, n] of rows float32 [n, d].
+
+        Rows have their mean taken off and are multiplied with the weights of their plan.
+        """
         root = math.sqrt(self.head_dim)
         norms = x.norm(dim=1)
         sound = norms.isfinite()
@@ -138,7 +169,7 @@ class StateCodec:
         return codes, scale[None] if second is None else torch.stack([scale, scale * second])
 
     def decode_rotated(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
-        """Rotated and centred states float32 [batch, heads, tokens, d] of what `encode` returned."""
+        """States in the coded basis, centred, float32 [batch, heads, tokens, d] of what `encode` returned."""
         batch, heads, tokens, _ = codes.shape
         flat = scalars.reshape(self.n_scalars, -1).float()
         states = self.rows.reconstruct(codes.reshape(-1, self.code_size), flat)
@@ -146,5 +177,5 @@ class StateCodec:
 
     def decode(self, codes: torch.Tensor, scalars: torch.Tensor) -> torch.Tensor:
         """States float32 [batch, heads, tokens, d], approximately those that were encoded."""
-        states = self.decode_rotated(codes, scalars) @ self.rotation.T
+        states = self.decode_rotated(codes, scalars) @ self.basis.mT
         return states if self.mean is None else states + self.mean

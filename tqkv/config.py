@@ -12,6 +12,7 @@ __all__ = ["RATES", "TILE_TOKENS", "CacheOptions"]
 TILE_TOKENS = 16  # tokens that the packed layout keeps together
 RATES = (2.0, 2.5, 3.0, 3.5, 4.0)
 _CODES = ("chain", "mse", "prod")
+_KEY_PLANS = ("oblivious", "calibrated")
 _SCALES = ("unbiased", "least_squares", "norm")
 # The paper's codes are there to reproduce the paper, so they keep the paper's scale.
 _DEFAULT_SCALES = {"chain": ("unbiased", "unbiased"), "mse": ("norm", "norm"), "prod": ("norm", "norm")}
@@ -33,6 +34,8 @@ class CacheOptions:
         "unbiased" (<x_hat, x> = |x|^2), "least_squares" (least |x_hat - x|) or "norm" (|x_hat| near |x|).
     centre_keys : bool
         Whether the mean key of every head and channel is taken off before coding.
+    key_plan : str
+        "oblivious" (the rotation alone) or "calibrated" (a map for every head, from the first prompt).
     sink_tokens, recent_tokens : int
         Tokens at the start and at the end that stay in full precision.
     skip_layers : frozenset of int
@@ -50,6 +53,7 @@ class CacheOptions:
     key_scale: str
     value_scale: str
     centre_keys: bool
+    key_plan: str
     sink_tokens: int
     recent_tokens: int
     skip_layers: frozenset[int]
@@ -69,6 +73,7 @@ class CacheOptions:
         key_scale: Any,
         value_scale: Any,
         centre_keys: Any,
+        key_plan: Any,
         sink_tokens: Any,
         recent_tokens: Any,
         skip_layers: Any,
@@ -92,6 +97,7 @@ class CacheOptions:
             key_scale=_choice("key_scale", scales[0] if key_scale is None else key_scale, _SCALES),
             value_scale=_choice("value_scale", scales[1] if value_scale is None else value_scale, _SCALES),
             centre_keys=_flag("centre_keys", centre_keys),
+            key_plan=_choice("key_plan", key_plan, _KEY_PLANS),
             sink_tokens=_integer("sink_tokens", sink_tokens, 0, 1 << 16),
             recent_tokens=_integer("recent_tokens", recent_tokens, 0, 1 << 16),
             skip_layers=_layers(skip_layers, num_layers),

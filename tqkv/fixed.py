@@ -10,7 +10,7 @@ from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
 from tqkv.layer import TurboQuantLayer
 from tqkv.masks import Padding
-from tqkv.storage import PackedStore
+from tqkv.storage import Due, PackedStore
 from tqkv.view import AttentionView, CountedView
 
 __all__ = ["FixedLayer", "FixedView"]
@@ -84,6 +84,7 @@ class FixedLayer(TurboQuantLayer):
     """
 
     is_croppable = False
+    centres_sinks = True  # a first prompt may be shorter than they are
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate everything for states [batch, heads, tokens, d] like these."""
@@ -131,11 +132,8 @@ class FixedLayer(TurboQuantLayer):
         values = torch.cat([before.values, value_states], dim=2) if self._known else value_states
         sinks = min(keys.shape[2], self.shared.options.sink_tokens)
         view = AttentionView(self, before.packed, sinks, keys, values)
-        if not self._known and self.shared.options.centre_keys:
-            self.key_store.codec.fit_mean(keys)
         n = max(0, keys.shape[2] - self.window.slots)
-        for store, states in ((self.key_store, keys), (self.value_store, values)):
-            store.write(before.packed, *store.codec.encode(states[:, :, sinks : sinks + n]))
+        self._encode(values, Due(keys, sinks, n, before.packed, fit=not self._known))
         rest = [torch.cat([x[:, :, :sinks], x[:, :, sinks + n :]], dim=2) for x in (keys, values)]
         self._hold(rest[0], rest[1], before.packed + n)
         return view
@@ -171,12 +169,16 @@ class FixedLayer(TurboQuantLayer):
 
         fixed = [layer for layer in self.shared.layers if isinstance(layer, FixedLayer)]
         layers = [layer for layer in fixed if self._goes_with(layer)]
+        for layer in layers:
+            layer.settle()
         for side, order in zip(("key", "value"), orders, strict=True):
             rings = []
             for layer in layers:
                 store: PackedStore = getattr(layer, f"{side}_store")
                 window = getattr(layer.window, f"{side}s")
-                rings.append(RingSide(window, store.codes, store.scalars[0], store.codec.mean))
+                plan = store.codec.plan
+                weights = None if plan is None else plan.weights
+                rings.append(RingSide(window, store.codes, store.scalars[0], store.codec.mean, weights))
             codec: StateCodec = getattr(self, f"{side}_store").codec
             append_leaving(rings, codec, order, step.slot, step.leaving)
         for layer in layers:
@@ -220,6 +222,7 @@ class FixedLayer(TurboQuantLayer):
 
     def view(self) -> AttentionView:
         """What attention sees of the layer as it is, in order of tokens; waits for the device."""
+        self.settle()
         length = int(self.length)
         packed = max(0, length - self.window.slots)
         sinks = min(length, self.shared.options.sink_tokens)
@@ -243,7 +246,7 @@ class FixedLayer(TurboQuantLayer):
 
     def reset(self) -> None:
         """Forget all tokens; memory, and graphs that were captured, stay."""
-        self._handed_out = False
+        self._handed_out, self._due = False, None
         if self.is_initialized:
             self._known, self._ahead = 0, None
             self.length.zero_()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tqcore.rotation import HadamardRotation
+from tqkv.codec import StateCodec
 from tqkv.config import CacheOptions
 from tqkv.layout import PackedLayout, supported
 from tqkv.masks import Padding
@@ -82,6 +83,7 @@ def fused_attention(
         extra_k=held.keys,
         extra_v=held.values,
         extra_mask=held.mask,
+        key_queries=_key_queries(query, keys.codec),
     )
 
 
@@ -92,6 +94,15 @@ def _kernel(device: torch.device) -> Callable[..., torch.Tensor] | None:
     from tqkv.kernels.decode import decode_attention
 
     return decode_attention
+
+
+def _key_queries(query: torch.Tensor, codec: StateCodec) -> torch.Tensor | None:
+    """Queries float32 [batch, heads, n, d] in the basis of keys coded by a plan; None without one."""
+    if codec.plan is None:
+        return None
+    batch, _, _, d = query.shape
+    grouped = query.float().reshape(batch, len(codec.basis), -1, d)
+    return (grouped @ codec.basis).view(query.shape)
 
 
 def _packed(store: PackedStore) -> PackedStates:

@@ -11,7 +11,8 @@ from transformers.cache_utils import CacheLayerMixin
 from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
 from tqkv.fused import layouts
-from tqkv.storage import PackedStore
+from tqkv.plan import KeyPlan
+from tqkv.storage import Due, PackedStore
 from tqkv.view import ATTENTION, AttentionView, Shared
 from tqkv.window import Window
 
@@ -37,12 +38,14 @@ class TurboQuantLayer(CacheLayerMixin):
     is_compileable = False
     is_sliding = False
     is_croppable = True
+    centres_sinks = False  # whether the mean of keys is also that of the first ones
 
     def __init__(self, shared: Shared, layer_idx: int) -> None:
         super().__init__()
         self.shared, self.layer_idx = shared, layer_idx
         self.packed = 0
         self._handed_out = False
+        self._due: Due | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Set up codecs, packed stores and window for states [batch, heads, tokens, d] like these."""
@@ -102,12 +105,16 @@ class TurboQuantLayer(CacheLayerMixin):
             If another attention implementation received packed states in the call before.
         """
         self._check(key_states, value_states)
+        self.settle()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         empty = self._is_empty()
         view = self._extend(key_states, value_states)
         if empty:
             self.shared.stats.plain += 1
+            if self._due is not None:
+                view.prompt = True
+                view.attach(key_states)
             return key_states, value_states
         if self.shared.reads_packed:
             self._handed_out = True
@@ -120,9 +127,40 @@ class TurboQuantLayer(CacheLayerMixin):
             self.shared.stats.plain += 1
         return self._whole(view, view.keys, self.key_store), self._whole(view, view.values, self.value_store)
 
-    def take(self) -> None:
-        """Note that attention has used the last view."""
+    def take(self, queries: torch.Tensor | None = None, mask: torch.Tensor | None = None) -> None:
+        """Note that attention has the last view; what waited for its queries is packed.
+
+        Parameters
+        ----------
+        queries : torch.Tensor, optional
+            [batch, query heads, n, d], those of the last tokens.
+        mask : torch.Tensor, optional
+            That of the attention; only one of padding, bool [batch, keys], is looked at.
+        """
         self._handed_out = False
+        self.settle(queries, mask if mask is not None and mask.ndim == 2 else None)
+
+    @torch.no_grad()
+    def settle(self, queries: torch.Tensor | None = None, seen: torch.Tensor | None = None) -> None:
+        """Encode the keys that wait, with a plan for `queries` where one is due; arguments as in `fit_key_plan`."""
+        due, self._due = self._due, None
+        if due is None:
+            return
+        if due.fit:
+            self._fit(due, queries, seen)
+        states = due.keys[:, :, due.first : due.first + due.n]
+        self.key_store.write(due.at, *self.key_store.codec.encode(states))
+
+    def _fit(self, due: Due, queries: torch.Tensor | None, seen: torch.Tensor | None) -> None:
+        """Fix mean and plan, as far as wanted, to the keys that are due and those after them."""
+        options, codec, keys = self.shared.options, self.key_store.codec, due.keys
+        start = 0 if self.centres_sinks else due.first
+        mask = None if seen is None else seen[:, : keys.shape[2]]
+        if options.centre_keys:
+            codec.fit_mean(keys[:, :, start:], None if mask is None else mask[:, start:])
+        if options.key_plan == "calibrated":
+            part = None if mask is None else mask[:, due.first :]
+            codec.fit_plan(keys[:, :, due.first :], queries, part)
 
     def _check(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         if self._handed_out:
@@ -164,6 +202,7 @@ class TurboQuantLayer(CacheLayerMixin):
         if tokens == 1 and window.count == window.slots:
             n = TILE_TOKENS - self.packed % TILE_TOKENS
             self._pack(window.keys, window.values, self.sinks, n)
+            self.settle()
             window.drop(self.sinks, n)
         if window.count + tokens <= window.slots:
             window.append(key_states, value_states)
@@ -185,12 +224,19 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def _pack(self, keys: torch.Tensor, values: torch.Tensor, first: int, n: int) -> None:
         """Encode `n` tokens of these states, from `first` on, behind the packed ones."""
-        if self.shared.options.centre_keys and self.key_store.codec.mean is None:
-            self.key_store.codec.fit_mean(keys[:, :, first:])
-        part = slice(first, first + n)
-        for store, states in ((self.key_store, keys), (self.value_store, values)):
-            store.write(self.packed, *store.codec.encode(states[:, :, part]))
+        options, codec = self.shared.options, self.key_store.codec
+        fit = options.centre_keys and codec.mean is None
+        fit = fit or (options.key_plan == "calibrated" and codec.plan is None)
+        self._encode(values, Due(keys, first, n, self.packed, fit))
         self.packed += n
+
+    def _encode(self, values: torch.Tensor, due: Due) -> None:
+        """Encode values and keys, these once attention has the queries where a plan for them is to be made."""
+        states = values[:, :, due.first : due.first + due.n]
+        self.value_store.write(due.at, *self.value_store.codec.encode(states))
+        self._due = due
+        if not (due.fit and self.shared.options.key_plan == "calibrated" and self.shared.reads_packed):
+            self.settle()
 
     def _whole(self, view: AttentionView, held: torch.Tensor, store: PackedStore) -> torch.Tensor:
         """All states [batch, heads, tokens, d] of one side, decoded, in order and in the model's dtype."""
@@ -212,6 +258,7 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def view(self) -> AttentionView:
         """What attention sees of the layer as it is."""
+        self.settle()
         return AttentionView(self, self.packed, self.sinks, self.window.keys, self.window.values)
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -226,6 +273,11 @@ class TurboQuantLayer(CacheLayerMixin):
             parts[f"{side}_window"] = held
             if store.codec.mean is not None:
                 parts[f"{side}_mean"] = store.codec.mean
+            if store.codec.plan is not None:
+                parts |= {
+                    f"{side}_weights": store.codec.plan.weights,
+                    f"{side}_basis": store.codec.plan.basis,
+                }
         return parts
 
     def restore(self, packed: int, state: Mapping[str, torch.Tensor]) -> None:
@@ -234,6 +286,8 @@ class TurboQuantLayer(CacheLayerMixin):
         self.lazy_initialization(keys, values)
         for side, store in (("key", self.key_store), ("value", self.value_store)):
             store.codec.mean = state.get(f"{side}_mean")
+            if f"{side}_weights" in state:
+                store.codec.plan = KeyPlan(state[f"{side}_weights"], state[f"{side}_basis"])
             store.write(0, state[f"{side}_codes"], state[f"{side}_scalars"])
         self._hold(keys, values, packed)
 
@@ -258,7 +312,7 @@ class TurboQuantLayer(CacheLayerMixin):
             parts["codes"] += rows * codec.code_size
             parts["scales"] += rows * codec.n_scalars * 2
             parts["spare"] += store.nbytes - rows * (codec.code_size + codec.n_scalars * 2)
-            parts["tables"] += 0 if codec.mean is None else codec.mean.nbytes
+            parts["tables"] += sum(part.nbytes for part in (codec.mean, codec.plan) if part is not None)
         return parts
 
     def get_seq_length(self) -> int:
@@ -279,7 +333,7 @@ class TurboQuantLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget all tokens, and the batch size and dtype with them."""
-        self.packed, self._handed_out, self.is_initialized = 0, False, False
+        self.packed, self._handed_out, self.is_initialized, self._due = 0, False, False, None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take off the last tokens; codes are cut, never made again.
@@ -315,6 +369,7 @@ class TurboQuantLayer(CacheLayerMixin):
         """Keep the batch rows `indices`, int64 or bool, in this order."""
         if not self.is_initialized:
             return
+        self.settle()
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
         for part in (self.key_store, self.value_store, self.window):

@@ -27,7 +27,8 @@ from tqkv.layer import TurboQuantLayer
 
 __all__ = ["CacheFileError", "read_options", "restore_layers", "save_layers"]
 
-_VERSION = 1
+_VERSION = 2
+_READ = (1, 2)  # 1 had no plans
 _KEY = "tqkv"
 
 
@@ -113,8 +114,8 @@ def _header(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CacheFileError(
             f"{path} must be a saved TurboQuantCache, got a file without its header"
         ) from error
-    if header.get("version") != _VERSION:
-        raise CacheFileError(f"version must be {_VERSION}, got {header.get('version')!r}")
+    if header.get("version") not in _READ:
+        raise CacheFileError(f"version must be {' or '.join(map(str, _READ))}, got {header.get('version')!r}")
     if header["tables"] != tables_fingerprint():
         raise CacheFileError(
             f"tables must be those of this version, {tables_fingerprint()}, got {header['tables']!r}"
@@ -156,7 +157,7 @@ def _restore(layer: Any, about: dict[str, Any], read: Callable[[str], torch.Tens
             names = (
                 f"{side}_{part}"
                 for side in ("key", "value")
-                for part in ("codes", "scalars", "window", "mean")
+                for part in ("codes", "scalars", "window", "mean", "weights", "basis")
             )
             state = {name: tensor for name in names if (tensor := read(name)) is not None}
             layer.restore(about["packed"], state)

@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
 from tqkv.layout import PackedLayout
 
-__all__ = ["PackedStore"]
+__all__ = ["Due", "PackedStore"]
 
 _LEAST_GROWTH = 256  # tokens
 _GROWTH = 16  # a store grows by this fraction of itself, so that copying stays rare and spare room small
+
+
+@dataclass(frozen=True)
+class Due:
+    """Keys that are to be encoded.
+
+    Attributes
+    ----------
+    keys : torch.Tensor
+        [batch, heads, tokens, d].
+    first, n : int
+        Those meant: `n` tokens from `first` on.
+    at : int
+        The packed token that the first becomes.
+    fit : bool
+        Whether mean and plan are made for these keys.
+    """
+
+    keys: torch.Tensor
+    first: int
+    n: int
+    at: int
+    fit: bool
 
 
 class PackedStore:

@@ -80,6 +80,8 @@ class AttentionView:
         Leading tokens of `keys` and `values` that come before the packed ones.
     keys, values : torch.Tensor
         Full-precision states [batch, heads, tokens, d]: sinks, then the tokens after the packed ones.
+    prompt : bool
+        Whether these are all there is, as they were given.
     """
 
     layer: TurboQuantLayer
@@ -87,6 +89,7 @@ class AttentionView:
     sinks: int
     keys: torch.Tensor
     values: torch.Tensor
+    prompt: bool = False
 
     @classmethod
     def of(cls, key_states: torch.Tensor) -> AttentionView | None:

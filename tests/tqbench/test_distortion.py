@@ -40,6 +40,25 @@ def test_measure(model):
     assert set(low.as_dict()) == {"tokens", "divergence", "agreement", "loss", "full_loss", "effective_bits"}
 
 
+def test_plans_see_the_queries(model, monkeypatch):
+    """A window's queries are at hand for its plan, and attention is tqkv's own again afterwards."""
+    import tqkv.codec
+    from tqbench.kv.distortion import measure
+    from tqkv.attention import turboquant_attention_forward
+
+    shapes, inner = [], tqkv.codec.fit_key_plan
+
+    def noted(keys, mean, rotation, queries, seen):
+        shapes.append(tuple(queries.shape))
+        return inner(keys, mean, rotation, queries, seen)
+
+    monkeypatch.setattr("tqkv.codec.fit_key_plan", noted)
+    windows = torch.randint(0, 61, (1, 160), generator=torch.Generator().manual_seed(1))
+    measure(model, windows, [{"bits": 2, "key_plan": "calibrated"}])
+    assert shapes == [(1, 4, 160, 64)] * 2
+    assert transformers.AttentionInterface()["turboquant"] is turboquant_attention_forward
+
+
 def test_record(model, tmp_path, capsys):
     """The program writes a row for every rate and code."""
     import json

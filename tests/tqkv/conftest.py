@@ -89,7 +89,7 @@ def _dense(query, view, mask, scaling, dtype):
     sides = []
     for held, store in ((view.keys, layer.key_store), (view.values, layer.value_store)):
         packed = store.codec.decode_rotated(store.rows(0, view.packed), store.scalars[..., : view.packed])
-        packed = packed.to(dtype) @ store.codec.rotation.T.to(dtype)
+        packed = packed.to(dtype) @ store.codec.basis.mT.to(dtype)
         if store.codec.mean is not None:
             packed = packed + store.codec.mean.to(dtype)
         held = held.to(dtype)

@@ -84,7 +84,7 @@ def test_damage_is_found(saved, qwen3):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version must be 1, got 2"),
+        ({"version": 3}, "version must be 1 or 2, got 3"),
         ({"tables": "00000000"}, "tables must be those of this version"),
     ],
 )
@@ -92,6 +92,19 @@ def test_other_versions(saved, qwen3, change, message):
     rewritten(saved, lambda header, _: header.update(change))
     with pytest.raises(CacheFileError, match=message):
         TurboQuantCache.load(saved, qwen3.config)
+
+
+def test_files_from_before_plans(saved, qwen3):
+    """Version 1 has no option of that name."""
+
+    def older(header, _):
+        header["version"] = 1
+        del header["options"]["key_plan"]
+
+    rewritten(saved, older)
+    cache = TurboQuantCache.load(saved, qwen3.config)
+    assert cache.options.key_plan == "oblivious"
+    assert cache.get_seq_length() == 150
 
 
 def test_other_files(tmp_path, qwen3):

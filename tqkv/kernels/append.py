@@ -33,12 +33,15 @@ class RingSide:
         float16 [batch, kv_heads, 16 * tiles], contiguous.
     mean : torch.Tensor or None
         float32 [kv_heads, 1, head_dim], contiguous, taken off before coding.
+    weights : torch.Tensor or None
+        float32 [kv_heads, head_dim, head_dim] of a plan: centred states, rows, times it are coded.
     """
 
     window: torch.Tensor
     codes: torch.Tensor
     scales: torch.Tensor
     mean: torch.Tensor | None
+    weights: torch.Tensor | None = None
 
 
 def append_leaving(
@@ -58,7 +61,7 @@ def append_leaving(
     sides : sequence of RingSide
         Keys, or values, of layers of one shape, dtype and device.
     codec : StateCodec
-        Their code; its mean is not looked at. Chain or scalar codes of one scalar a state.
+        Their code; its mean and plan are not looked at. Chain or scalar codes of one scalar a state.
     layout : PackedLayout
         The order of the stores.
     slot, token : torch.Tensor
@@ -78,6 +81,7 @@ def append_leaving(
     with torch.cuda.device(device):
         gather, settle = _kernels(_STATES[window.dtype], device.index)
         gather(grid, (_THREADS,), (table, slot, rows, heads, slots, d))
+        _weigh(rows.view(len(sides), batch, heads, d), sides)
         codes, scalars = codec.encode_rows(rows)
         scales = scalars[0].to(torch.float16)
         arguments = (
@@ -85,6 +89,13 @@ def append_leaving(
             *(2 * layout.code_size, layout.tile_bytes, capacity),
         )
         settle(grid, (_THREADS,), arguments)
+
+
+def _weigh(rows: torch.Tensor, sides: Sequence[RingSide]) -> None:
+    """Apply the plan of each layer to its rows [layers, batch, kv_heads, d], in place."""
+    for part, side in zip(rows, sides, strict=True):
+        if side.weights is not None:
+            part.copy_((part[..., None, :] @ side.weights)[..., 0, :])
 
 
 @lru_cache(maxsize=64)

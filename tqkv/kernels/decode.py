@@ -107,6 +107,7 @@ def decode_attention(
     extra_v: torch.Tensor | None = None,
     extra_lengths: torch.Tensor | None = None,
     extra_mask: torch.Tensor | None = None,
+    key_queries: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Softmax attention of a few queries over packed tokens and, behind them, tokens in full precision.
@@ -133,6 +134,9 @@ def decode_attention(
         int32 [batch], valid tokens of `extra_k`; all if None.
     extra_mask : torch.Tensor, optional
         bool [batch, width], False where a token is masked.
+    key_queries : torch.Tensor, optional
+        float32 [batch, heads, new, head_dim], contiguous: the queries in the basis of the packed keys where this is
+        not the rotation (`tqkv.plan`). Mean and tokens in full precision still meet `q`.
     out : torch.Tensor, optional
         [batch, heads, new, head_dim], contiguous, dtype of `q`.
 
@@ -151,7 +155,9 @@ def decode_attention(
     extra = 0 if extra_k is None else extra_k.shape[2]
     if out is None:
         out = torch.empty(batch, heads, new, head_dim, dtype=q.dtype, device=q.device)
-    _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, out)
+    _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, key_queries, out)
+    if key_queries is not None:
+        raise NotImplementedError("key_queries must be None: the kernel does not take them yet")
     if not _in_pieces(q):
         q = q.contiguous()
     group = heads // kv_heads
@@ -211,6 +217,7 @@ def _check(
     extra_v: torch.Tensor | None,
     extra_lengths: torch.Tensor | None,
     extra_mask: torch.Tensor | None,
+    key_queries: torch.Tensor | None,
     out: torch.Tensor,
 ) -> None:
     batch, heads, _, d = q.shape
@@ -243,6 +250,7 @@ def _check(
         ("starts", starts, torch.int32, (batch,)),
         ("extra_lengths", extra_lengths, torch.int32, (batch,)),
         ("extra_mask", extra_mask, torch.bool, (batch, width)),
+        ("key_queries", key_queries, torch.float32, tuple(q.shape)),
         ("out", out, q.dtype, tuple(q.shape)),
     ]
     for name, states in (("extra_k", extra_k), ("extra_v", extra_v)):

@@ -59,13 +59,15 @@ def decode_attention(
     extra_v: torch.Tensor | None = None,
     extra_lengths: torch.Tensor | None = None,
     extra_mask: torch.Tensor | None = None,
+    key_queries: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention over packed and full-precision tokens; arguments as in `tqkv.kernels.decode.decode_attention`."""
     batch, heads, new, d = q.shape
     kv_heads = keys.codes.shape[1]
     grouped = q.float().reshape(batch, kv_heads, heads // kv_heads * new, d)
-    logits = rotate(grouped, keys.signs) @ _states(keys, "key", d).transpose(2, 3)
+    turned = rotate(grouped, keys.signs) if key_queries is None else key_queries.reshape(grouped.shape)
+    logits = turned @ _states(keys, "key", d).transpose(2, 3)
     if keys.mean is not None:
         logits = logits + grouped @ keys.mean[:, :, None]
     tokens = torch.arange(logits.shape[-1], device=q.device)

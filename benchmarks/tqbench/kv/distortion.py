@@ -18,14 +18,14 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
+from tqkv.attention import register
 from tqkv.cache import TurboQuantCache
 from tqkv.config import RATES, TILE_TOKENS
+from tqkv.view import ATTENTION
 
 from ..records import new_record, write_record
 
 __all__ = ["Distortion", "main", "measure"]
-
-_NAME = "tqbench_stored"
 
 
 @dataclass
@@ -63,8 +63,9 @@ def measure(
 ) -> list[Distortion]:
     """Distortion of caches on text, teacher-forced: each query sees all keys and values, its own too, through the code.
 
-    A window is given to the cache whole, which packs all of it (no sinks, no recent tokens); attention then runs over
-    what the cache decodes. The codes are those that decoding would read.
+    A window is given to the cache whole, which packs all of it (no sinks, no recent tokens), with the window's queries
+    at hand for calibrated plans; attention then runs over what the cache decodes. The codes are those that decoding
+    would read.
 
     Parameters
     ----------
@@ -118,19 +119,22 @@ def _reading(model: PreTrainedModel, cache: TurboQuantCache) -> Iterator[None]:
     def attention(
         module: Any, query: torch.Tensor, *_: Any, scaling: float | None = None, **__: Any
     ) -> tuple[torch.Tensor, None]:
-        keys, values = cache.layers[module.layer_idx].decoded()
+        layer = cache.layers[module.layer_idx]
+        layer.take(query)
+        keys, values = layer.decoded()
         out = functional.scaled_dot_product_attention(
             query, keys, values, is_causal=True, scale=scaling, enable_gqa=True
         )
         return out.transpose(1, 2).contiguous(), None
 
-    AttentionInterface.register(_NAME, attention)
+    AttentionInterface.register(ATTENTION, attention)
     usual: Any = model.config._attn_implementation
-    model.set_attn_implementation(_NAME)
+    model.set_attn_implementation(ATTENTION)
     try:
         yield
     finally:
         model.set_attn_implementation(usual)
+        register()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
