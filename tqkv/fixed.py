@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
-from tqkv.codec import StateCodec
 from tqkv.config import TILE_TOKENS
 from tqkv.layer import TurboQuantLayer
 from tqkv.masks import Padding
@@ -143,9 +143,21 @@ class FixedLayer(TurboQuantLayer):
         step, self._ahead = self._ahead, None
         if step is None:
             step = self._begin()
-        self.window.put(step.slot, key_states, value_states)
-        self.length.add_(1)
+        if self._on_cuda:
+            from tqkv.kernels.append import put_token
+
+            put_token(
+                (key_states.detach(), value_states.detach()), self.window.buffers, step.slot, self.length
+            )
+        else:
+            self.window.put(step.slot, key_states, value_states)
+            self.length.add_(1)
         return step
+
+    @property
+    def _on_cuda(self) -> bool:
+        """Whether kernels of our own fill the rings: those that read the layer's codes need the same."""
+        return self.device.type == "cuda" and self.key_store.layout is not None
 
     def _begin(self) -> Step:
         """Encode the tokens that leave the rings, of this layer and of all that are about to take the same step."""
@@ -158,32 +170,42 @@ class FixedLayer(TurboQuantLayer):
             (held >= 0).expand(batch, -1).contiguous(),
             (at + 1 - slots).clamp(min=0).to(torch.int32).expand(batch).contiguous(),
         )
-        orders = [store.layout for store in (self.key_store, self.value_store)]
-        if self.device.type != "cuda" or None in orders:
+        if not self._on_cuda:
             for store, states in zip(
                 (self.key_store, self.value_store), self.window.select_slots(step.slot), strict=True
             ):
                 store.write_one(step.leaving, *store.codec.encode(states))
             return step
-        from tqkv.kernels.append import RingSide, append_leaving
-
         fixed = [layer for layer in self.shared.layers if isinstance(layer, FixedLayer)]
         layers = [layer for layer in fixed if self._goes_with(layer)]
         for layer in layers:
             layer.settle()
-        for side, order in zip(("key", "value"), orders, strict=True):
-            rings = []
-            for layer in layers:
-                store: PackedStore = getattr(layer, f"{side}_store")
-                window = getattr(layer.window, f"{side}s")
-                plan = store.codec.plan
-                weights = None if plan is None else plan.weights
-                rings.append(RingSide(window, store.codes, store.scalars[0], store.codec.mean, weights))
-            codec: StateCodec = getattr(self, f"{side}_store").codec
-            append_leaving(rings, codec, order, step.slot, step.leaving)
+        # Encoding a few rows takes long and little of the device, so keys and values go side by side.
+        with torch.cuda.device(self.device):
+            here, beside = torch.cuda.current_stream(), _beside(self.device)
+            beside.wait_stream(here)
+            self._append("key", layers, step)
+            with torch.cuda.stream(beside):
+                self._append("value", layers, step)
+            here.wait_stream(beside)
         for layer in layers:
             layer._ahead = None if layer is self else step
         return step
+
+    def _append(self, side: str, layers: list[FixedLayer], step: Step) -> None:
+        """Encode what leaves the rings of keys or of values."""
+        from tqkv.kernels.append import RingSide, append_leaving
+
+        rings = []
+        for layer in layers:
+            store: PackedStore = getattr(layer, f"{side}_store")
+            window = getattr(layer.window, f"{side}s")
+            plan = store.codec.plan
+            weights = None if plan is None else plan.weights
+            rings.append(RingSide(window, store.codes, store.scalars[0], store.codec.mean, weights))
+        own: PackedStore = getattr(self, f"{side}_store")
+        if own.layout is not None:
+            append_leaving(rings, own.codec, own.layout, step.slot, step.leaving)
 
     def _goes_with(self, other: FixedLayer) -> bool:
         """Whether a layer is this one, or about to take the same step with states of the same shape."""
@@ -255,3 +277,9 @@ class FixedLayer(TurboQuantLayer):
         """Raise ValueError unless nothing is to go: tokens that left the ring are only codes."""
         if tokens_to_remove != 0:
             raise ValueError(f"tokens_to_remove must be 0 where max_length is given, got {tokens_to_remove}")
+
+
+@lru_cache(maxsize=16)
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    """A stream of a device for what may run beside the current one."""
+    return torch.cuda.Stream(device)

@@ -30,8 +30,9 @@ class PackedLayout:
     sixteenths g and g + 8 (of 64 dimensions eighth g) of tokens 4 t to 4 t + 3. Four nibbles that are looked up in one
     table lie side by side: of keys those of a token at one place of four periods in a row, of values those of four
     tokens at one place. Keys go by groups of four periods, then by places, then by tokens; values by places, then by
-    sixteenths. Where a quarter of a key has two periods, the four nibbles are those of both tokens. All of a lane's form one
-    string, cut into pieces of 16, 8, 4 and 2 bytes, largest first; the pieces of a kind of all lanes follow each other.
+    sixteenths. Where a quarter of a key has two periods, the four nibbles are those of both tokens. All that a lane has
+    forms one string, cut into pieces of 16, 8, 4 and 2 bytes, largest first; the pieces of a kind of all lanes follow
+    each other.
 
     Parameters
     ----------

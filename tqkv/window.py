@@ -45,6 +45,11 @@ class Window:
         """Allocated bytes."""
         return self._keys.nbytes + self._values.nbytes
 
+    @property
+    def buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [batch, heads, slots, d], all slots."""
+        return self._keys, self._values
+
     def append(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Put states [batch, heads, n, d] behind the others; there must be room."""
         stop = self.count + key_states.shape[2]

@@ -114,3 +114,11 @@ def test_bfloat16_and_what_lies_behind_the_tokens():
     result = decode.decode_attention(*arguments, **keywords)
     assert result.dtype == torch.bfloat16
     assert relative_error(result, truth) < 6e-3
+
+
+@pytest.mark.parametrize("d", [64, 256])
+def test_queries_that_are_given_in_the_basis_of_the_keys(d):
+    arguments, keywords = random_problem(2, 6, 2, 2, d, [90, 200], extra=9, mean=True)
+    keywords["key_queries"] = torch.randn(2, 6, 2, d, generator=torch.Generator().manual_seed(1))
+    truth = reference.decode_attention(*arguments, **keywords)
+    assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3

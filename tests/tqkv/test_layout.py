@@ -144,7 +144,7 @@ def closes(j, p, q):
 @pytest.mark.parametrize("bits", RATES)
 @pytest.mark.parametrize("d", [64, 128, 256])
 def test_lanes_rebuild_every_state(d, bits, code):
-    """As in decode_tiles.cu: what each nibble of a lane gives to the dimensions it closes, and to those that the next one does."""
+    """As in decode_tiles.cu: what a nibble gives to the dimensions it closes, and to those that the next one closes."""
     if code == "mse" and bits not in (2.0, 4.0):
         pytest.skip("mse at this rate is no nibble table")
     p, q = CHAIN_RATES[bits]

@@ -1,4 +1,4 @@
-// States that leave the rings of many layers, and their codes put into tiles. Compiled with STATE (dtype of states: 0
+// States put into a ring; states that leave the rings of many layers, and their codes put into tiles. Compiled with STATE (dtype of states: 0
 // float32, 1 float16, 2 bfloat16). Grids are (rows of batch and heads; layers).
 
 typedef unsigned short u16;
@@ -11,6 +11,26 @@ struct Side {
     unsigned char* codes;
     u16* scales;
 };
+
+#if STATE == 0
+typedef float State;
+#else
+typedef u16 State;
+#endif
+
+// New keys and values of one layer, by strides in elements, to slot *slot of their windows [rows, slots, d]; counts the token.
+// Grid: (rows of batch and heads; keys, then values).
+extern "C" __global__ void put(
+    const State* keys, const State* values, State* key_window, State* value_window, const long long* slot, long long* length,
+    long long key_batch, long long key_head, long long value_batch, long long value_head, int heads, int slots, int d
+) {
+    const bool second = blockIdx.y;
+    const int row = blockIdx.x, batch = row / heads, head = row % heads;
+    const State* from = second ? values + batch * value_batch + head * value_head : keys + batch * key_batch + head * key_head;
+    State* to = (second ? value_window : key_window) + (row * (long long)slots + *slot) * d;
+    for (int i = threadIdx.x; i < d; i += blockDim.x) to[i] = from[i];
+    if (!second && row == 0 && threadIdx.x == 0) *length += 1;
+}
 
 __device__ __forceinline__ float state(const void* states, long long i) {
 #if STATE == 0

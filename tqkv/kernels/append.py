@@ -1,4 +1,4 @@
-"""Encode, in a few launches for all layers of a cache, the one token that each of their rings lets go."""
+"""The rings of a cache of fixed capacity: a new token put in, and those that leave encoded for all layers at once."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from importlib.resources import files
 
 import torch
 
-from tqcore.gpu.rtc import Kernel, compile_module
+from tqcore.gpu.rtc import Kernel, Long, compile_module
 from tqkv.codec import StateCodec
 from tqkv.layout import PackedLayout
 
-__all__ = ["RingSide", "append_leaving"]
+__all__ = ["RingSide", "append_leaving", "put_token"]
 
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _THREADS = 128
@@ -42,6 +42,36 @@ class RingSide:
     scales: torch.Tensor
     mean: torch.Tensor | None
     weights: torch.Tensor | None = None
+
+
+def put_token(
+    states: tuple[torch.Tensor, torch.Tensor],
+    windows: tuple[torch.Tensor, torch.Tensor],
+    slot: torch.Tensor,
+    length: torch.Tensor,
+) -> None:
+    """Put a token's keys and values in one slot of a layer's windows and count it, in one launch.
+
+    Parameters
+    ----------
+    states : tuple of torch.Tensor
+        Keys and values [batch, kv_heads, 1, head_dim], the last dimension contiguous.
+    windows : tuple of torch.Tensor
+        [batch, kv_heads, slots, head_dim], contiguous, dtype and device of the states.
+    slot : torch.Tensor
+        int64 [1] on the device.
+    length : torch.Tensor
+        int64 [], tokens held, which grows by one.
+    """
+    keys, values = (x if x.stride(-1) == 1 else x.contiguous() for x in states)
+    batch, heads, slots, d = windows[0].shape
+    device = keys.device
+    strides = (Long(n) for x in (keys, values) for n in x.stride()[:2])
+    with torch.cuda.device(device):
+        put = _kernels(_STATES[keys.dtype], device.index)[0]
+        put(
+            (batch * heads, 2), (_THREADS,), (keys, values, *windows, slot, length, *strides, heads, slots, d)
+        )
 
 
 def append_leaving(
@@ -79,7 +109,7 @@ def append_leaving(
     grid = (batch * heads, len(sides))
     rows = torch.empty(len(sides) * batch * heads, d, device=device)
     with torch.cuda.device(device):
-        gather, settle = _kernels(_STATES[window.dtype], device.index)
+        _, gather, settle = _kernels(_STATES[window.dtype], device.index)
         gather(grid, (_THREADS,), (table, slot, rows, heads, slots, d))
         _weigh(rows.view(len(sides), batch, heads, d), sides)
         codes, scalars = codec.encode_rows(rows)
@@ -111,7 +141,7 @@ def _places(layout: PackedLayout, device: torch.device) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def _kernels(state: int, _device: int) -> tuple[Kernel, Kernel]:
+def _kernels(state: int, _device: int) -> tuple[Kernel, Kernel, Kernel]:
     source = files("tqkv").joinpath("kernels", "append.cu").read_text(encoding="utf-8")
     module = compile_module(source, (f"-DSTATE={state}",))
-    return module.kernel("gather"), module.kernel("settle")
+    return module.kernel("put"), module.kernel("gather"), module.kernel("settle")

@@ -153,7 +153,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     sums.turn(signs, p.value_rounds, true, lane);
     // A query that sees nothing gets zero.
     const float factor = total != 0 ? p.value_shrink * reciprocal(total) : 0.0f;
-    State* out = p.out + (((long long)at.batch * p.heads + at.head(p, first + warp)) * p.new_tokens + at.token(p, first + warp)) * D;
+    State* out = p.out + at.packed(p, first + warp);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
 #pragma unroll

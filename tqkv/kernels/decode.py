@@ -38,7 +38,7 @@ _SOURCES = (
 _POINTERS = (
     *("q", "key_codes", "value_codes", "key_scales", "value_scales", "key_tables", "value_tables"),
     *("key_signs", "value_signs", "key_mean", "lengths", "starts", "extra_lengths", "extra_mask"),
-    *("extra_k", "extra_v", "out", "part_sums", "part_scalars", "counters"),
+    *("extra_k", "extra_v", "key_queries", "out", "part_sums", "part_scalars", "counters"),
 )
 _SIZES = (
     "heads",
@@ -156,8 +156,6 @@ def decode_attention(
     if out is None:
         out = torch.empty(batch, heads, new, head_dim, dtype=q.dtype, device=q.device)
     _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, key_queries, out)
-    if key_queries is not None:
-        raise NotImplementedError("key_queries must be None: the kernel does not take them yet")
     if not _in_pieces(q):
         q = q.contiguous()
     group = heads // kv_heads
@@ -185,7 +183,7 @@ def decode_attention(
             extra_mask,
         ),
         *((extra_k, extra_v) if extra else (None, None)),
-        *(out, sums, scalars, _counters(pairs, q.device)),
+        *(key_queries, out, sums, scalars, _counters(pairs, q.device)),
     )
     strides = [
         stride
@@ -194,11 +192,9 @@ def decode_attention(
     ]
     # Blocks may wait for each other where all of them run at once.
     patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, _QUERIES) else 0
-    sizes = (
-        *(heads, kv_heads, group, new, tiles * 16, extra, splits),
-        *(len(keys.signs), len(values.signs), patience),
-    )
-    factors = (scaling / math.log(2), *(head_dim ** (-len(side.signs) / 2) for side in (keys, values)))
+    rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
+    sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, *rounds, patience)
+    factors = (scaling / math.log(2), *(head_dim ** (-n / 2) for n in rounds))
     pointers = (None if x is None else x.data_ptr() for x in tensors)
     problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
     with torch.cuda.device(q.device):

@@ -9,6 +9,7 @@ struct Problem {
     const int *lengths, *starts, *extra_lengths;
     const unsigned char* extra_mask;
     const State *extra_k, *extra_v;
+    const float* key_queries;  // queries in the basis of the packed keys, or null: then the rotation gives them
     State* out;
     u16* part_sums;
     float4* part_scalars;  // of every SHARING dimensions: largest score, weight, factor
@@ -28,6 +29,10 @@ struct Place {
     }
     __device__ __forceinline__ int token(const Problem& p, int i) const {
         return p.new_tokens == 1 ? 0 : (first + i) % p.new_tokens;
+    }
+    // Where the states of a query start among those of all rows, heads and new tokens in order.
+    __device__ __forceinline__ long long packed(const Problem& p, int i) const {
+        return (((long long)batch * p.heads + head(p, i)) * p.new_tokens + token(p, i)) * D;
     }
     __device__ __forceinline__ const State* query(const Problem& p, int i) const {
         return p.q + batch * p.q_batch + head(p, i) * p.q_head + token(p, i) * p.q_token;

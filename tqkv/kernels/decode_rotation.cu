@@ -108,7 +108,7 @@ __device__ __forceinline__ void store_pair(State* to, float x, float y) {
 // The query of a warp and all that turns it, loaded ahead of their use.
 struct Query {
     State states[2][2][2];
-    float mean[2][2][2];
+    float mean[2][2][2], given[2][2][2];  // given: what the rotation would give
     float2 units[2];  // step and offset of the dimensions that the lane holds once rotated: of all, or of odd and even ones
     u32 signs;
 
@@ -118,6 +118,7 @@ struct Query {
 #pragma unroll
         for (int e = 0; e < 2; e++) units[e] = steps[(row + (odd ? 0 : e)) % KEY_Q];
         const State* from = at.query(p, min(i, at.n - 1));
+        const float* ready = p.key_queries ? p.key_queries + at.packed(p, min(i, at.n - 1)) : nullptr;
         const float* means = p.key_mean ? p.key_mean + at.kv_head * D : nullptr;
         signs = p.key_signs[lane];
 #pragma unroll
@@ -128,10 +129,14 @@ struct Query {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     states[h][k][e] = 0;
-                    mean[h][k][e] = 0;
+                    mean[h][k][e] = given[h][k][e] = 0;
                 }
                 if (D < 256 && c >= D / 16) continue;
                 load_pair(states[h][k], from + first);
+                if (ready) {
+                    const float2 both = *(const float2*)(ready + first);
+                    given[h][k][0] = both.x, given[h][k][1] = both.y;
+                }
                 if (means) {
                     const float2 both = *(const float2*)(means + first);
                     mean[h][k][0] = both.x, mean[h][k][1] = both.y;
@@ -151,7 +156,7 @@ __device__ __forceinline__ void rotate(
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         const float x = to_float(query.states[j / 4][j / 2 % 2][j % 2]);
-        turned.x[j / 4][j / 2 % 2][j % 2] = x;
+        turned.x[j / 4][j / 2 % 2][j % 2] = p.key_queries ? query.given[j / 4][j / 2 % 2][j % 2] : x;
         bias += x * query.mean[j / 4][j / 2 % 2][j % 2];
     }
     turned.turn(query.signs, p.key_rounds, false, lane);
