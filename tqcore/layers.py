@@ -34,9 +34,8 @@ class Layers:
     Attributes
     ----------
     core : tqcore._core.Code
-        Both chains side by side, over 2 d coordinates: those of the rows, then those of the rotated errors.
-    head_words : int
-        32-bit words of a row that lie in the first layer.
+        Both chains side by side, over 2 d coordinates: those of the rows, then those of the rotated errors. Its
+        `head_words` are the 32-bit words of a row that lie in the first layer.
     head_share : float
         Of a row's energy that these words hold.
 
@@ -55,9 +54,9 @@ class Layers:
         self._rotation = HadamardRotation(d, seed, _STREAM)
         error = chain_mse(coarse, memory)
         self.gain = np.float32(math.sqrt(error))
-        self.core = _core.join_codes([self._first, self._second])
-        self.head_words = self._first.code_size // 4
-        self.head_share = (1 - error) * 4 * self.head_words / self._first.code_size
+        head_words = self._first.code_size // 4
+        self.core = _core.join_codes([self._first, self._second], head_words)
+        self.head_share = (1 - error) * 4 * head_words / self._first.code_size
 
     def encode(self, y, threads=0):
         """Encode rotated rows.

@@ -47,6 +47,33 @@ def test_removed_vectors_are_not_found(index, vectors):
     assert (index.search(vectors[:20], 7)[1] % 2 == 1).all()
 
 
+def test_changes_keep_both_layers_together(index, vectors, tmp_path):
+    codes = index.sa_encode(vectors)
+
+    def holds(changed, rows):
+        fresh = TurboQuantIndex(D, 4, "ip", code="layered")
+        fresh.add_sa_codes(rows, changed.ids)
+        for a, b in zip(changed.search(vectors[:9], 5), fresh.search(vectors[:9], 5), strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(
+            changed.reconstruct_batch(changed.ids), fresh.reconstruct_batch(changed.ids)
+        )
+
+    index.sync(tmp_path / "layered.tq")
+    copy = index.copy()
+    index.remove_ids(np.arange(100, 2900))
+    index.add(vectors[:70])
+    rows = np.concatenate([codes, codes[:70]])
+    holds(index, rows[index.ids])
+    holds(copy, codes)
+    index.sync(tmp_path / "layered.tq")
+    holds(read_index(tmp_path / "layered.tq"), rows[index.ids])
+    write_index(index, tmp_path / "whole.tq")
+    mapped = read_index(tmp_path / "whole.tq", mmap=True)
+    mapped.remove_ids([0, 5])
+    holds(mapped, rows[mapped.ids])
+
+
 def test_range_search_scores_every_vector_whole(index, vectors):
     distances, ids = index.search(vectors[:4], 3000, params=SearchParameters(deviations=math.inf))
     radius = float(distances[:, 20].max())

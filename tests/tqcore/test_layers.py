@@ -28,13 +28,15 @@ def rows(n, d, seed=0):
 
 def stored(quantizer, x):
     codes, scalars = quantizer.encode(x)
-    blocks = np.zeros(packing.blocks_for(len(x), quantizer.code_size), np.uint32)
-    packing.pack_rows(blocks, 0, codes)
-    return blocks, np.ascontiguousarray(scalars.T)
+    head = quantizer.core.head_size
+    blocks = np.zeros(packing.blocks_for(len(x), head), np.uint32)
+    packing.pack_rows(blocks, 0, codes[:, :head])
+    return blocks, np.ascontiguousarray(scalars.T), np.ascontiguousarray(codes[:, head:])
 
 
 def found(quantizer, x, q, k, metric, **options):
-    return scan.search(quantizer, *stored(quantizer, x), q, k, metric=metric, n=len(x), **options)
+    blocks, scalars, tails = stored(quantizer, x)
+    return scan.search(quantizer, blocks, scalars, q, k, metric=metric, n=len(x), tails=tails, **options)
 
 
 @pytest.mark.parametrize("bits", LAYER_RATES)
@@ -113,6 +115,51 @@ def test_few_deviations_lose_more_than_many():
     whole = found(quantizer, x, q, 10, "ip", deviations=math.inf)[1]
     kept = [np.mean(found(quantizer, x, q, 10, "ip", deviations=z)[1] == whole) for z in (0.0, 1.0, 4.0)]
     assert kept[0] < kept[1] < kept[2]
+
+
+@pytest.mark.parametrize("deviations", [3, math.inf])
+@pytest.mark.parametrize("spacing", [None, 2, 40])
+def test_rows_and_blocks_give_the_same(level, deviations, spacing):
+    x, q = rows(1501, 50), rows(5, 50, 1)
+    quantizer = Quantizer(50, 5, "layered", store_norm=True)
+    blocks, scalars, tails = stored(quantizer, x)
+    allowed = np.zeros(1504, dtype=bool)
+    allowed[1::spacing] = True
+    mask = None if spacing is None else np.packbits(allowed, bitorder="little")
+    options = {"metric": "l2", "n": len(x), "mask": mask}
+    of_blocks, of_rows = (
+        scan.search(quantizer, codes, scalars, q, 10, tails=tail, deviations=deviations, **options)
+        for codes, tail in ((blocks, tails), (quantizer.encode(x)[0], None))
+    )
+    for mine, theirs in zip(of_blocks, of_rows, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_range_search_finds_what_whole_scores_find(level, metric):
+    x, q = rows(700, 50), rows(4, 50, 1)
+    quantizer = Quantizer(50, 4, "layered", store_norm=metric == "l2")
+    blocks, scalars, tails = stored(quantizer, x)
+    distances, ids = found(quantizer, x, q, len(x), metric, deviations=math.inf)
+    radius = float(np.median(distances))
+    lims, near, near_ids = scan.range_search(
+        quantizer, blocks, scalars, q, radius, metric=metric, n=len(x), tails=tails
+    )
+    inside = distances < radius if metric == "l2" else distances > radius
+    assert np.array_equal(np.diff(lims), inside.sum(1))
+    assert np.array_equal(near, distances[inside])
+    assert np.array_equal(near_ids, ids[inside])
+
+
+def test_blocks_of_a_layer_need_the_rest():
+    x = rows(40, 64)
+    quantizer = Quantizer(64, 4, "layered")
+    blocks, scalars, tails = stored(quantizer, x)
+    for wrong in (None, tails[:, 1:].copy(), tails[:39]):
+        with pytest.raises(ValueError, match="tails"):
+            scan.search(quantizer, blocks, scalars, x, 3, metric="ip", n=40, tails=wrong)
+    with pytest.raises(ValueError, match="head_words"):
+        _core.join_codes([quantizer.core], quantizer.code_size // 4)
 
 
 def test_a_mask_and_a_short_last_block_are_respected():
