@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from tqcore import _core
-from tqcore.chain import chain_code, chain_mse
-from tqcore.config import LAYER_RATES
+from tqcore.chain import chain_code, chain_mse, mixed_code
+from tqcore.config import layer_bits
 from tqcore.rotation import HadamardRotation
 
 __all__ = ["Layers"]
@@ -25,7 +25,7 @@ class Layers:
     d : int
         Dimension, at least 8.
     bits : float
-        A rate of `tqcore.config.LAYER_RATES`, both layers together.
+        From 3 to 8, both layers together; see `tqcore.config.layer_bits`.
     memory : int
         Of both chains.
     seed : int
@@ -38,19 +38,11 @@ class Layers:
         `head_words` are the 32-bit words of a row that lie in the first layer.
     head_share : float
         Of a row's energy that these words hold.
-
-    Raises
-    ------
-    ValueError
-        For another rate.
     """
 
     def __init__(self, d, bits, memory, seed):
-        if bits not in LAYER_RATES:
-            rates = ", ".join(f"{b:g}" for b in LAYER_RATES)
-            raise ValueError(f"bits must be one of {rates} for code 'layered', got {bits!r}")
-        coarse, fine = LAYER_RATES[bits]
-        self._first, self._second = chain_code(d, coarse, memory), chain_code(d, fine, memory)
+        coarse, fine = layer_bits(bits)
+        self._first, self._second = chain_code(d, coarse, memory), mixed_code(d, fine, memory)
         self._rotation = HadamardRotation(d, seed, _STREAM)
         error = chain_mse(coarse, memory)
         self.gain = np.float32(math.sqrt(error))

@@ -26,6 +26,17 @@ def test_takes_the_bytes_of_the_chain_code(index):
     assert index.code_size == TurboQuantIndex(D, 4, "ip").code_size
 
 
+def test_any_number_of_bits_fits_a_size(vectors, tmp_path):
+    index = TurboQuantIndex(D, 4 - 32 / D, "ip", code="layered")
+    assert index.code_size == D * 4 // 8
+    index.add(vectors)
+    write_index(index, tmp_path / "layered.tq")
+    again = read_index(tmp_path / "layered.tq")
+    assert again.bits == index.bits
+    for a, b in zip(again.search(vectors[:9], 5), index.search(vectors[:9], 5), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_finds_what_a_whole_scan_finds(index, vectors):
     whole = index.search(vectors[:50], 10, params=SearchParameters(deviations=math.inf))
     staged = index.search(vectors[:50], 10)

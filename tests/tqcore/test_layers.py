@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tqcore import Quantizer, _core, packing, reference, scan
-from tqcore.chain import chain_mse, chain_tables
-from tqcore.config import CHAIN_RATES, LAYER_RATES
+from tqcore.chain import chain_mse, chain_tables, mixed_code, mixed_mse
+from tqcore.config import CHAIN_RATES, layer_bits
 
 LEVELS = _core.simd_levels()
+RATES = (3, 3.5, 4, 5, 6, 8)  # whose second layer is one chain
 
 
 @pytest.fixture(params=LEVELS)
@@ -39,18 +40,18 @@ def found(quantizer, x, q, k, metric, **options):
     return scan.search(quantizer, blocks, scalars, q, k, metric=metric, n=len(x), tails=tails, **options)
 
 
-@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("bits", RATES)
 @pytest.mark.parametrize(("d", "memory"), [(48, 2), (37, 2), (40, 3)])
 def test_codes_and_scales_are_those_of_the_reference(level, bits, d, memory):
     x = rows(21, d)
     x[3] = 0
     quantizer = Quantizer(d, bits, "layered", memory=memory, seed=5, store_norm=True)
-    tables = [chain_tables(rate, memory) for rate in LAYER_RATES[bits]]
+    tables = [chain_tables(rate, memory) for rate in layer_bits(bits)]
     layers = reference.layers.Layers(
         d,
         tables,
-        [CHAIN_RATES[r] for r in LAYER_RATES[bits]],
-        chain_mse(LAYER_RATES[bits][0], memory),
+        [CHAIN_RATES[r] for r in layer_bits(bits)],
+        chain_mse(layer_bits(bits)[0], memory),
         seed=5,
     )
     y = reference.Quantizer(d, bits, seed=5).rotate(
@@ -67,14 +68,27 @@ def test_codes_and_scales_are_those_of_the_reference(level, bits, d, memory):
     )
 
 
-@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("bits", [*RATES, 3.9, 7])
 @pytest.mark.parametrize("memory", [2, 3])
 def test_error_is_the_product_of_the_errors_of_its_layers(bits, memory):
     x = np.random.default_rng(1).standard_normal((400, 256)).astype(np.float32)
     quantizer = Quantizer(256, bits, "layered", memory=memory, scale="norm")
     error = ((quantizer.decode(*quantizer.encode(x)) - x) ** 2).mean()
-    coarse, fine = (chain_mse(rate, memory) for rate in LAYER_RATES[bits])
-    assert error == pytest.approx(coarse * fine, rel=0.06)
+    coarse, fine = layer_bits(bits)
+    assert error == pytest.approx(chain_mse(coarse, memory) * mixed_mse(256, fine, memory), rel=0.06)
+
+
+def test_a_second_layer_of_two_rates(level):
+    y = reference.rotation.normalize(rows(9, 72), reference.rotation.norm(rows(9, 72)))
+    bits = 4 - 32 / 72
+    mixed, whole = (Quantizer(72, b, "layered", seed=5).layers for b in (bits, 4))
+    codes, coarse = mixed.encode(y)[0], mixed.core.head_size
+    assert codes.shape[1] == 72 * bits // 8
+    assert np.array_equal(codes[:, :coarse], whole.encode(y)[0][:, :coarse])
+    error = y - _core.decode(_core.join_codes([whole._first]), codes[:, :18].copy())
+    scaled = whole._rotation.rotate(error) / whole.gain
+    expected = _core.encode(mixed_code(72, layer_bits(bits)[1], 2), scaled, None, 1)[0]
+    assert np.array_equal(codes[:, 18:], expected)
 
 
 def test_inner_products_are_those_of_decoded_vectors():
@@ -87,7 +101,7 @@ def test_inner_products_are_those_of_decoded_vectors():
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
-@pytest.mark.parametrize(("d", "bits"), [(64, 4), (50, 3), (130, 8)])
+@pytest.mark.parametrize(("d", "bits"), [(64, 4), (50, 3), (130, 8), (64, 4.3)])
 def test_infinite_deviations_find_what_brute_force_finds(level, metric, d, bits):
     x, q = rows(700, d), rows(9, d, 1)
     quantizer = Quantizer(d, bits, "layered", store_norm=metric == "l2", normalize=metric == "cosine")
@@ -98,7 +112,7 @@ def test_infinite_deviations_find_what_brute_force_finds(level, metric, d, bits)
             assert np.array_equal(whole[:, :10], part)
 
 
-@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("bits", [*RATES, 3.9])
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_default_deviations_lose_next_to_nothing(level, bits, metric):
     x, q = rows(6000, 96), rows(40, 96, 1)
@@ -175,9 +189,9 @@ def test_a_mask_and_a_short_last_block_are_respected():
     assert np.mean(ids == whole) > 0.99
 
 
-@pytest.mark.parametrize("bits", [1, 2, 2.5, 7])
-def test_other_rates_are_refused(bits):
-    with pytest.raises(ValueError, match=r"bits must be one of 3, 3\.5, 4, 5, 6, 8 for code 'layered'"):
+@pytest.mark.parametrize("bits", [1, 2.9, 8.1, "4", None])
+def test_other_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="bits must be a number from 3 to 8 for code 'layered', got "):
         Quantizer(64, bits, "layered")
 
 
