@@ -39,7 +39,9 @@ class Collection:
         self, quantizer: Quantizer, storage: CodeStorage | None = None, id_map: IdMap | None = None
     ) -> None:
         self.quantizer = quantizer
-        self.storage = storage or CodeStorage(quantizer.code_size, quantizer.n_scalars)
+        self.storage = storage or CodeStorage(
+            quantizer.code_size, quantizer.n_scalars, quantizer.core.head_size
+        )
         self.id_map = id_map or IdMap()
 
     def __len__(self) -> int:
@@ -180,6 +182,7 @@ class Collection:
             k,
             n=storage.n,
             ids=self.id_map.stored,
+            tails=storage.tails,
             **options,
         )
 
@@ -188,10 +191,17 @@ class Collection:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return lims, D and I of `scan.range_search`, which knows no deviations; options as for `search`."""
         options.pop("deviations", None)
-        return scan.range_search(*self._codes(), queries, radius, **self._range(), **options)
-
-    def _codes(self) -> tuple[Quantizer, np.ndarray, np.ndarray]:
-        return self.quantizer, self.storage.codes, self.storage.scalars
+        storage = self.storage
+        return scan.range_search(
+            self.quantizer,
+            storage.codes,
+            storage.scalars,
+            queries,
+            radius,
+            tails=storage.tails,
+            **self._range(),
+            **options,
+        )
 
     def _range(self) -> dict[str, Any]:
         return {"n": len(self), "ids": self.id_map.stored}

@@ -83,6 +83,11 @@ class StoredCode:
         return sum(ChainLayout(dims, bits).code_size for dims, bits in self.plan["segments"])
 
     @property
+    def head_size(self) -> int:
+        """Bytes of a packed code that lie in blocks."""
+        return self.quantizer.core.head_size if self.plan is None else self.code_size
+
+    @property
     def plan_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the arrays in the section of the plan, in file order."""
         return {} if self.plan is None else Plan.shapes(self.quantizer.d, self.plan)

@@ -51,7 +51,8 @@ class TurboQuantIndex(IndexBase):
     bits : float
         Bits per dimension: any number from 0.5 to 8 for "chain", of which 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6 and 8
         are rates of their own and others a mixture of two (``bits=2 - 32 / d`` makes a vector, its scale included, as
-        large as two bits a dimension); 3, 3.5, 4, 5, 6 or 8 for "layered"; 1 to 8 for "mse" and "prod".
+        large as two bits a dimension); any number from 3 to 8 for "layered"; 1, 2, ... 8 for "mse" and
+        "prod".
     metric : str or int
         "l2" (squared Euclidean distance, smallest first), "ip" (inner product, largest first), "cosine"
         (inner product of normalised vectors), or FAISS's constant for one of the first two.

@@ -195,7 +195,9 @@ def _read_sections(file: Any, size: int) -> _Contents:
     header, places = parse_header(file, size)
     n, storages = header.ntotal, {}
     for prefix, code in zip(PREFIXES, header.codes, strict=False):
-        storages[prefix + "codes"] = storage = CodeStorage(code.code_size, code.quantizer.n_scalars)
+        storages[prefix + "codes"] = storage = CodeStorage(
+            code.code_size, code.quantizer.n_scalars, code.head_size
+        )
         storage.reserve(n)
     end = file.tell()
     sections = {}
@@ -236,6 +238,7 @@ def _map_sections(file: Any, size: int, verify: bool) -> _Contents:
         CodeStorage(
             code.code_size,
             code.quantizer.n_scalars,
+            code.head_size,
             parts[prefix + "codes"].reshape(header.ntotal, code.code_size),
             parts[prefix + "scalars"].view("<f4").reshape(code.quantizer.n_scalars, header.ntotal),
         )

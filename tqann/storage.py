@@ -76,6 +76,8 @@ class CodeStorage:
         Bytes of one code, without scalars.
     n_scalars : int
         float32 values beside each code.
+    head_size : int, optional
+        Bytes of a code that lie in blocks; the others lie row by row. By default all.
     rows, scalars : ndarray, optional
         Read-only uint8 [n, code_size] and float32 [n_scalars, n] of a mapped file. They are searched where
         they are, and copied into memory by the first change, which never reaches the file.
@@ -85,13 +87,16 @@ class CodeStorage:
         self,
         code_size: int,
         n_scalars: int,
+        head_size: int | None = None,
         rows: np.ndarray | None = None,
         scalars: np.ndarray | None = None,
     ) -> None:
         self.code_size = code_size
         self.n = 0 if rows is None else len(rows)
+        self._head_size = code_size if head_size is None else head_size
         self._rows = rows
-        self._blocks = np.zeros(blocks_for(0, code_size), dtype=np.uint32)
+        self._blocks = np.zeros(blocks_for(0, self._head_size), dtype=np.uint32)
+        self._tails = np.zeros((0, code_size - self._head_size), dtype=np.uint8)
         self._scalars = np.zeros((n_scalars, 0), dtype=np.float32) if scalars is None else scalars
 
     @property
@@ -105,19 +110,25 @@ class CodeStorage:
         return self._blocks if self._rows is None else self._rows
 
     @property
+    def tails(self) -> np.ndarray | None:
+        """What the blocks do not hold of each row, uint8 [>= n, code_size - head_size]; None where they hold all."""
+        return self._tails if self._rows is None and self._head_size < self.code_size else None
+
+    @property
     def scalars(self) -> np.ndarray:
         """float32 [n_scalars, capacity], of which the first n columns are in use."""
         return self._scalars
 
     def nbytes(self) -> int:
         """Bytes of memory held, spare capacity included; pages of a mapped file are not counted."""
-        return 0 if self.mapped else self._blocks.nbytes + self._scalars.nbytes
+        return 0 if self.mapped else self._blocks.nbytes + self._tails.nbytes + self._scalars.nbytes
 
     def rows(self, positions: np.ndarray | slice) -> np.ndarray:
         """Return the codes at `positions` (int64 [m], or slice(start, stop)) as uint8 [m, code_size]."""
         if self._rows is not None:
             return np.ascontiguousarray(self._rows[positions])
-        return unpack_rows(self._blocks, positions, self.code_size)
+        heads = unpack_rows(self._blocks, positions, self._head_size)
+        return heads if self.tails is None else np.concatenate([heads, self._tails[positions]], axis=1)
 
     def scalars_at(self, positions: np.ndarray | slice) -> np.ndarray:
         """Return the scalars at `positions` as float32 [m, n_scalars]."""
@@ -136,7 +147,9 @@ class CodeStorage:
 
         Rows past n become part of the storage when `n` is set to include them.
         """
-        pack_rows(self._blocks, start, codes)
+        pack_rows(self._blocks, start, codes[:, : self._head_size])
+        if self.tails is not None:
+            self._tails[start : start + len(codes)] = codes[:, self._head_size :]
         if scalars is not None:
             self._scalars[:, start : start + len(codes)] = scalars.T
 
@@ -144,7 +157,10 @@ class CodeStorage:
         """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at `positions`, int64 [m] below n."""
         if self._rows is not None:
             self._own(self.n)
-        put_rows(self._blocks, np.ascontiguousarray(positions, dtype=np.int64), codes)
+        positions = np.ascontiguousarray(positions, dtype=np.int64)
+        put_rows(self._blocks, positions, codes[:, : self._head_size])
+        if self.tails is not None:
+            self._tails[positions] = codes[:, self._head_size :]
         self._scalars[:, positions] = scalars.T
 
     def remove(self, holes: np.ndarray, movers: np.ndarray, n: int) -> None:
@@ -153,6 +169,8 @@ class CodeStorage:
             self._own(self.n)
         if len(holes):
             move_rows(self._blocks, self._scalars, movers, holes)
+            if self.tails is not None:
+                self._tails[holes] = self._tails[movers]
         self.n = n
         capacity = self._scalars.shape[1]
         if capacity > 1024 and n < capacity // 2:
@@ -161,34 +179,44 @@ class CodeStorage:
     def copy(self) -> CodeStorage:
         """Return an independent storage; a mapped one shares the read-only map."""
         if self._rows is not None:
-            return CodeStorage(self.code_size, len(self._scalars), self._rows, self._scalars)
-        other = CodeStorage(self.code_size, len(self._scalars))
-        blocks = blocks_for(self.n, self.code_size)[0]
+            return CodeStorage(self.code_size, len(self._scalars), self._head_size, self._rows, self._scalars)
+        other = CodeStorage(self.code_size, len(self._scalars), self._head_size)
+        blocks = blocks_for(self.n, self._head_size)[0]
         other._blocks = self._blocks[:blocks].copy()
+        other._tails = self._tails[: blocks * _BLOCK].copy()
         other._scalars = self._scalars[:, : blocks * _BLOCK].copy()
         other.n = self.n
         return other
 
     def _own(self, needed: int) -> None:
         rows, scalars, n = self._rows, self._scalars, self.n
-        owned = CodeStorage(self.code_size, len(scalars))
+        owned = CodeStorage(self.code_size, len(scalars), self._head_size)
         owned._resize(grown(0, max(needed, n)))
         for start in range(0, n, 65536):
             stop = min(start + 65536, n)
             owned.write(start, np.ascontiguousarray(rows[start:stop]), scalars[:, start:stop].T)
-        self._rows, self._blocks, self._scalars = None, owned._blocks, owned._scalars
+        self._rows, self._blocks, self._tails, self._scalars = (
+            None,
+            owned._blocks,
+            owned._tails,
+            owned._scalars,
+        )
 
     def _resize(self, capacity: int) -> None:
-        shape = blocks_for(capacity, self.code_size)
         kept = min(capacity, self._scalars.shape[1])
         scalars = np.zeros((len(self._scalars), capacity), dtype=np.float32)
         scalars[:, :kept] = self._scalars[:, :kept]
-        try:
-            # The allocator often extends in place; it refuses while a search still reads the blocks.
-            self._blocks.resize(shape)
-        except ValueError:
-            blocks = np.zeros(shape, dtype=np.uint32)
-            shared = min(shape[0], len(self._blocks))
-            blocks[:shared] = self._blocks[:shared]
-            self._blocks = blocks
+        shapes = {
+            "_blocks": blocks_for(capacity, self._head_size),
+            "_tails": (capacity, self._tails.shape[1]),
+        }
+        for name, shape in shapes.items():
+            try:
+                # The allocator often extends in place; it refuses while a search still reads the array.
+                getattr(self, name).resize(shape)
+            except ValueError:
+                held, moved = getattr(self, name), np.zeros(shape, dtype=getattr(self, name).dtype)
+                shared = min(shape[0], len(held))
+                moved[:shared] = held[:shared]
+                setattr(self, name, moved)
         self._scalars = scalars

@@ -13,6 +13,8 @@ class Code:
     @property
     def code_size(self) -> int: ...
     @property
+    def head_size(self) -> int: ...
+    @property
     def query_size(self) -> int: ...
     @property
     def scannable(self) -> bool: ...
@@ -20,14 +22,17 @@ class Code:
 class Stored:
     """Rows to search: either `blocks` or `rows`, one array per scalar, optional ids and mask.
 
+    Blocks hold the first `head_size` bytes of a code's rows, and `tails` the others.
+
     Queries without constants are vectors: divided by their norms with `unit`, then rotated by `signs`.
-    With `positions`, `search` returns row numbers, and ids only order equal scores. With `head_words`, it scores
-    rows by their first words, which hold `head_share` of a vector's energy, and drops those that `deviations` of
+    With `positions`, `search` returns row numbers, and ids only order equal scores. With `head_share`, it scores
+    rows by those first bytes, which hold that share of a vector's energy, and drops those that `deviations` of
     such a score's error would not bring among the best.
     """
 
     blocks: NDArray[np.uint32] | None
     rows: NDArray[np.uint8] | None
+    tails: NDArray[np.uint8] | None
     scale: NDArray[np.float32] | None
     sign_scale: NDArray[np.float32] | None
     squared_norm: NDArray[np.float32] | None
@@ -37,7 +42,6 @@ class Stored:
     unit: bool
     n: int
     positions: bool
-    head_words: int
     head_share: float
     deviations: float
 
@@ -59,7 +63,7 @@ class Int64Map:
     def __len__(self) -> int: ...
 
 def chain_code(d: int, p: int, q: int, tables: NDArray[np.float32]) -> Code: ...
-def join_codes(codes: Sequence[Code]) -> Code: ...
+def join_codes(codes: Sequence[Code], head_words: int = 0) -> Code: ...
 def scalar_code(d: int, bits: int, centroids: NDArray[np.float32]) -> Code: ...
 def sign_code(d: int) -> Code: ...
 def with_signs(code: Code) -> Code: ...

@@ -8,12 +8,13 @@ __all__ = [
     "BLOCK_ROWS",
     "CHAIN_RATES",
     "CODES",
-    "LAYER_RATES",
+    "LAYERED_BITS",
     "MAX_D",
     "MIN_D",
     "ChainLayout",
     "chain_layout",
     "chain_segments",
+    "layer_bits",
 ]
 
 MIN_D = 8
@@ -35,16 +36,7 @@ CHAIN_RATES: dict[float, tuple[int, int]] = {
     6.0: (3, 2),
     8.0: (2, 1),
 }
-
-# bits per dimension of a layered code -> those of its two chains
-LAYER_RATES: dict[float, tuple[float, float]] = {
-    3.0: (1.5, 1.5),
-    3.5: (1.5, 2.0),
-    4.0: (2.0, 2.0),
-    5.0: (2.0, 3.0),
-    6.0: (2.0, 4.0),
-    8.0: (2.0, 6.0),
-}
+LAYERED_BITS = (3.0, 8.0)  # least and most of a layered code
 
 
 def chain_layout(d: int, p: int, q: int) -> int:
@@ -100,3 +92,10 @@ def chain_segments(d: int, bits: float) -> tuple[tuple[int, float], ...]:
             return segments
         upper -= 8
     return ((d, low),)
+
+
+def layer_bits(bits: float) -> tuple[float, float]:
+    """Bits of the first chain of a layered code, 1.5 or 2, and of the second."""
+    coarse = 1.5 if bits <= 3.5 else 2.0
+    fine = bits - coarse
+    return coarse, fine if fine in CHAIN_RATES else fine + 1e-9  # rounding must not cost a byte

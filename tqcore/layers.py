@@ -5,8 +5,8 @@ import math
 import numpy as np
 
 from tqcore import _core
-from tqcore.chain import chain_code, chain_mse
-from tqcore.config import LAYER_RATES
+from tqcore.chain import chain_code, chain_mse, mixed_code
+from tqcore.config import layer_bits
 from tqcore.rotation import HadamardRotation
 
 __all__ = ["Layers"]
@@ -25,7 +25,7 @@ class Layers:
     d : int
         Dimension, at least 8.
     bits : float
-        A rate of `tqcore.config.LAYER_RATES`, both layers together.
+        From 3 to 8, both layers together; see `tqcore.config.layer_bits`.
     memory : int
         Of both chains.
     seed : int
@@ -34,30 +34,21 @@ class Layers:
     Attributes
     ----------
     core : tqcore._core.Code
-        Both chains side by side, over 2 d coordinates: those of the rows, then those of the rotated errors.
-    head_words : int
-        32-bit words of a row that lie in the first layer.
+        Both chains side by side, over 2 d coordinates: those of the rows, then those of the rotated errors. Its
+        `head_words` are the 32-bit words of a row that lie in the first layer.
     head_share : float
         Of a row's energy that these words hold.
-
-    Raises
-    ------
-    ValueError
-        For another rate.
     """
 
     def __init__(self, d, bits, memory, seed):
-        if bits not in LAYER_RATES:
-            rates = ", ".join(f"{b:g}" for b in LAYER_RATES)
-            raise ValueError(f"bits must be one of {rates} for code 'layered', got {bits!r}")
-        coarse, fine = LAYER_RATES[bits]
-        self._first, self._second = chain_code(d, coarse, memory), chain_code(d, fine, memory)
+        coarse, fine = layer_bits(bits)
+        self._first, self._second = chain_code(d, coarse, memory), mixed_code(d, fine, memory)
         self._rotation = HadamardRotation(d, seed, _STREAM)
         error = chain_mse(coarse, memory)
         self.gain = np.float32(math.sqrt(error))
-        self.core = _core.join_codes([self._first, self._second])
-        self.head_words = self._first.code_size // 4
-        self.head_share = (1 - error) * 4 * self.head_words / self._first.code_size
+        head_words = self._first.code_size // 4
+        self.core = _core.join_codes([self._first, self._second], head_words)
+        self.head_share = (1 - error) * 4 * head_words / self._first.code_size
 
     def encode(self, y, threads=0):
         """Encode rotated rows.

@@ -2,7 +2,8 @@
 
 Blocks are uint32 [nb, words, 16] and hold the bytes of sixteen rows, zero padded to whole words, in the order in which
 the active SIMD level reads them. Byte c of row i is byte ``4 * (i % 16) + c % 4`` of ``blocks[i // 16, c // 4]``, or
-byte ``16 * (c % 4) + i % 16`` where ``_core.by_place()``.
+byte ``16 * (c % 4) + i % 16`` where ``_core.by_place()``. Of a "layered" code they hold the first `head_size` bytes of
+a row, and an array of rows holds the others.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from tqcore import _core
 from tqcore.chain import mixed_code, nibble_tables, tables_fingerprint
 from tqcore.codebook import lloyd_max
-from tqcore.config import CHAIN_RATES, CODES, LAYER_RATES, MAX_D, MIN_D, chain_segments
+from tqcore.config import CHAIN_RATES, CODES, LAYERED_BITS, MAX_D, MIN_D, chain_segments, layer_bits
 from tqcore.layers import Layers
 from tqcore.plan import Plan
 from tqcore.prod import Prod
@@ -34,7 +34,7 @@ class Quantizer:
         Dimensions, 8 to 65,536.
     bits : float
         Bits per dimension without scalars: any number from 0.5 to 8 for "chain" (between two rates of
-        `tqcore.config.CHAIN_RATES` some dimensions have the upper and some the lower one), a rate of `LAYER_RATES` for
+        `tqcore.config.CHAIN_RATES` some dimensions have the upper and some the lower one) and from 3 to 8 for
         "layered", an integer from 1 to 8 for "mse" and "prod".
     code : str
         "chain" (a tail-biting chain of nibbles), "layered" (a coarse chain and one of its error, which is searched in
@@ -394,17 +394,16 @@ def _choice(name: str, value: Any, choices: tuple[str, ...]) -> str:
 
 def _rate(bits: Any, code: str, d: int) -> float:
     number = isinstance(bits, (int, float, np.integer, np.floating)) and not isinstance(bits, bool)
-    if code == "chain":
-        low, high = min(CHAIN_RATES), max(CHAIN_RATES)
+    if code in ("chain", "layered"):
+        low, high = (min(CHAIN_RATES), max(CHAIN_RATES)) if code == "chain" else LAYERED_BITS
         if not number or not low <= bits <= high:
-            raise ValueError(f"bits must be a number from {low:g} to {high:g} for code 'chain', got {bits!r}")
-        segments = chain_segments(d, float(bits))
-        if len(segments) == 1:  # a rate, or too few dimensions to mix two
-            return segments[0][1]
-    else:
-        rates = tuple(LAYER_RATES if code == "layered" else map(float, range(1, 9)))
-        if not number or bits not in rates:
             raise ValueError(
-                f"bits must be one of {', '.join(f'{b:g}' for b in rates)} for code {code!r}, got {bits!r}"
+                f"bits must be a number from {low:g} to {high:g} for code {code!r}, got {bits!r}"
             )
+        whole, mixed = (0.0, float(bits)) if code == "chain" else layer_bits(float(bits))
+        segments = chain_segments(d, mixed)
+        if len(segments) == 1:  # a rate, or too few dimensions to mix two
+            return whole + segments[0][1]
+    elif not number or bits not in range(1, 9):
+        raise ValueError(f"bits must be one of 1, 2, 3, 4, 5, 6, 7, 8 for code {code!r}, got {bits!r}")
     return float(bits)

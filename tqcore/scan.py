@@ -24,6 +24,7 @@ def search(
     n: int,
     ids: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    tails: np.ndarray | None = None,
     positions: bool = False,
     threads: int = 0,
     deviations: float = DEVIATIONS,
@@ -39,7 +40,8 @@ def search(
     quantizer : Quantizer
         What the codes were made with.
     codes : ndarray
-        Blocks uint32 [nb, words, 16] (see `tqcore.packing`) or rows uint8 [n, code_size].
+        Blocks uint32 [nb, words, 16] of the first `core.head_size` bytes (see `tqcore.packing`) or rows uint8
+        [n, code_size].
     scalars : ndarray
         float32 [n_scalars, >= n].
     q : ndarray
@@ -58,6 +60,8 @@ def search(
         Return row numbers in I; ids then only order equal scores.
     threads : int
         0 takes the default.
+    tails : ndarray, optional
+        uint8 [>= n, code_size - head_size]: with blocks of a "layered" code, what these do not hold.
     deviations : float
         At least 0, for "layered" codes; infinity scores every row whole.
 
@@ -68,11 +72,10 @@ def search(
     I : ndarray
         int64 [nq, k]; equal scores by smaller id; padded with -1.
     """
-    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
+    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric, tails)
     stored.positions = positions
-    if quantizer.layers is not None and quantizer.layers.head_words > 0 and np.isfinite(deviations):
-        stored.head_words, stored.head_share = quantizer.layers.head_words, quantizer.layers.head_share
-        stored.deviations = deviations
+    if quantizer.layers is not None and np.isfinite(deviations):
+        stored.head_share, stored.deviations = quantizer.layers.head_share, deviations
     return _core.search(quantizer.core, stored, *_asked(quantizer, stored, q, metric, threads), k, threads)
 
 
@@ -87,6 +90,7 @@ def rescore(
     metric: str,
     n: int,
     ids: np.ndarray | None = None,
+    tails: np.ndarray | None = None,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best of each query's candidates under the exact scores of these codes.
@@ -99,7 +103,7 @@ def rescore(
     ValueError
         For a candidate that is not a row.
     """
-    stored = _stored(quantizer, codes, scalars, n, ids, None, metric)
+    stored = _stored(quantizer, codes, scalars, n, ids, None, metric, tails)
     asked = _asked(quantizer, stored, q, metric, threads)
     return _core.rescore(quantizer.core, stored, *asked, candidates, k, threads)
 
@@ -115,6 +119,7 @@ def range_search(
     n: int,
     ids: np.ndarray | None = None,
     mask: np.ndarray | None = None,
+    tails: np.ndarray | None = None,
     threads: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All rows strictly inside `radius`: l2 distances below it, inner products above it.
@@ -128,7 +133,7 @@ def range_search(
     D, I : ndarray
         float32 and int64 [lims[-1]].
     """
-    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric)
+    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric, tails)
     asked = _asked(quantizer, stored, q, metric, threads)
     return _core.range_search(quantizer.core, stored, *asked, float(radius), threads)
 
@@ -141,14 +146,14 @@ def _asked(quantizer, stored, q, metric, threads) -> tuple[np.ndarray, np.ndarra
     return q, None
 
 
-def _stored(quantizer, codes, scalars, n, ids, mask, metric) -> _core.Stored:
+def _stored(quantizer, codes, scalars, n, ids, mask, metric, tails) -> _core.Stored:
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if (metric == "l2") != quantizer.store_norm:
         raise ValueError(f"metric {metric!r} needs a quantizer with store_norm={metric == 'l2'}")
     stored = _core.Stored()
     if codes.ndim == 3:
-        stored.blocks = codes
+        stored.blocks, stored.tails = codes, tails
     else:
         stored.rows = codes
     stored.scale = scalars[0]

@@ -88,7 +88,7 @@ def _faiss(
 _ALL = (
     _ours("chain", "tqann chain", CHAIN_BITS, code="chain", memory=2),
     _ours("chain-m3", "tqann chain, memory 3", CHAIN_BITS, code="chain", memory=3),
-    _ours("layered", "tqann layered", (3, 4, 5, 6, 8), code="layered", memory=2),
+    _ours("layered", "tqann layered", (3, 3.5, 4, 5, 6, 8), code="layered", memory=2),
     _ours("calibrated", "tqann calibrated", CHAIN_BITS, "base", plan="calibrated"),
     _ours("calibrated-m3", "tqann calibrated, memory 3", CHAIN_BITS, "base", plan="calibrated", memory=3),
     # One bit finds candidates, the width named orders them; bytes are those of both codes.

@@ -26,6 +26,17 @@ def test_takes_the_bytes_of_the_chain_code(index):
     assert index.code_size == TurboQuantIndex(D, 4, "ip").code_size
 
 
+def test_any_number_of_bits_fits_a_size(vectors, tmp_path):
+    index = TurboQuantIndex(D, 4 - 32 / D, "ip", code="layered")
+    assert index.code_size == D * 4 // 8
+    index.add(vectors)
+    write_index(index, tmp_path / "layered.tq")
+    again = read_index(tmp_path / "layered.tq")
+    assert again.bits == index.bits
+    for a, b in zip(again.search(vectors[:9], 5), index.search(vectors[:9], 5), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_finds_what_a_whole_scan_finds(index, vectors):
     whole = index.search(vectors[:50], 10, params=SearchParameters(deviations=math.inf))
     staged = index.search(vectors[:50], 10)
@@ -45,6 +56,33 @@ def test_a_file_keeps_it(index, vectors, tmp_path):
 def test_removed_vectors_are_not_found(index, vectors):
     index.remove_ids(np.arange(0, 3000, 2))
     assert (index.search(vectors[:20], 7)[1] % 2 == 1).all()
+
+
+def test_changes_keep_both_layers_together(index, vectors, tmp_path):
+    codes = index.sa_encode(vectors)
+
+    def holds(changed, rows):
+        fresh = TurboQuantIndex(D, 4, "ip", code="layered")
+        fresh.add_sa_codes(rows, changed.ids)
+        for a, b in zip(changed.search(vectors[:9], 5), fresh.search(vectors[:9], 5), strict=True):
+            np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(
+            changed.reconstruct_batch(changed.ids), fresh.reconstruct_batch(changed.ids)
+        )
+
+    index.sync(tmp_path / "layered.tq")
+    copy = index.copy()
+    index.remove_ids(np.arange(100, 2900))
+    index.add(vectors[:70])
+    rows = np.concatenate([codes, codes[:70]])
+    holds(index, rows[index.ids])
+    holds(copy, codes)
+    index.sync(tmp_path / "layered.tq")
+    holds(read_index(tmp_path / "layered.tq"), rows[index.ids])
+    write_index(index, tmp_path / "whole.tq")
+    mapped = read_index(tmp_path / "whole.tq", mmap=True)
+    mapped.remove_ids([0, 5])
+    holds(mapped, rows[mapped.ids])
 
 
 def test_range_search_scores_every_vector_whole(index, vectors):

@@ -161,7 +161,7 @@ def test_methods_of_a_width():
         == [case.bits for case in calibrated]
         == [3.75, 3.5, 3, 2.5, 2, 1.5, 1, 0.5]
     )
-    assert [case.bits for case in layered] == [3]
+    assert [case.bits for case in layered] == [3.75, 3.5, 3]
     assert lower_cases(4, 128, ("layered", "pq-fs")) == [layered]
     with pytest.raises(BenchError, match="methods must be among"):
         cases_of(4, ("flat",))

@@ -218,7 +218,7 @@ def test_no_lut(bits):
         Quantizer(16, bits, "mse").lut(np.zeros((1, 16), dtype=np.float32))
 
 
-@pytest.mark.parametrize("size", [1, 3, 4, 13])
+@pytest.mark.parametrize("size", [1, 3, 4, 13, 16, 39])
 def test_blocks(size):
     rng = np.random.default_rng(size)
     codes = rng.integers(0, 256, (40, size), dtype=np.uint8)

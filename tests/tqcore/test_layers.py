@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tqcore import Quantizer, _core, packing, reference, scan
-from tqcore.chain import chain_mse, chain_tables
-from tqcore.config import CHAIN_RATES, LAYER_RATES
+from tqcore.chain import chain_mse, chain_tables, mixed_code, mixed_mse
+from tqcore.config import CHAIN_RATES, layer_bits
 
 LEVELS = _core.simd_levels()
+RATES = (3, 3.5, 4, 5, 6, 8)  # whose second layer is one chain
 
 
 @pytest.fixture(params=LEVELS)
@@ -28,27 +29,29 @@ def rows(n, d, seed=0):
 
 def stored(quantizer, x):
     codes, scalars = quantizer.encode(x)
-    blocks = np.zeros(packing.blocks_for(len(x), quantizer.code_size), np.uint32)
-    packing.pack_rows(blocks, 0, codes)
-    return blocks, np.ascontiguousarray(scalars.T)
+    head = quantizer.core.head_size
+    blocks = np.zeros(packing.blocks_for(len(x), head), np.uint32)
+    packing.pack_rows(blocks, 0, codes[:, :head])
+    return blocks, np.ascontiguousarray(scalars.T), np.ascontiguousarray(codes[:, head:])
 
 
 def found(quantizer, x, q, k, metric, **options):
-    return scan.search(quantizer, *stored(quantizer, x), q, k, metric=metric, n=len(x), **options)
+    blocks, scalars, tails = stored(quantizer, x)
+    return scan.search(quantizer, blocks, scalars, q, k, metric=metric, n=len(x), tails=tails, **options)
 
 
-@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("bits", RATES)
 @pytest.mark.parametrize(("d", "memory"), [(48, 2), (37, 2), (40, 3)])
 def test_codes_and_scales_are_those_of_the_reference(level, bits, d, memory):
     x = rows(21, d)
     x[3] = 0
     quantizer = Quantizer(d, bits, "layered", memory=memory, seed=5, store_norm=True)
-    tables = [chain_tables(rate, memory) for rate in LAYER_RATES[bits]]
+    tables = [chain_tables(rate, memory) for rate in layer_bits(bits)]
     layers = reference.layers.Layers(
         d,
         tables,
-        [CHAIN_RATES[r] for r in LAYER_RATES[bits]],
-        chain_mse(LAYER_RATES[bits][0], memory),
+        [CHAIN_RATES[r] for r in layer_bits(bits)],
+        chain_mse(layer_bits(bits)[0], memory),
         seed=5,
     )
     y = reference.Quantizer(d, bits, seed=5).rotate(
@@ -65,14 +68,27 @@ def test_codes_and_scales_are_those_of_the_reference(level, bits, d, memory):
     )
 
 
-@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("bits", [*RATES, 3.9, 7])
 @pytest.mark.parametrize("memory", [2, 3])
 def test_error_is_the_product_of_the_errors_of_its_layers(bits, memory):
     x = np.random.default_rng(1).standard_normal((400, 256)).astype(np.float32)
     quantizer = Quantizer(256, bits, "layered", memory=memory, scale="norm")
     error = ((quantizer.decode(*quantizer.encode(x)) - x) ** 2).mean()
-    coarse, fine = (chain_mse(rate, memory) for rate in LAYER_RATES[bits])
-    assert error == pytest.approx(coarse * fine, rel=0.06)
+    coarse, fine = layer_bits(bits)
+    assert error == pytest.approx(chain_mse(coarse, memory) * mixed_mse(256, fine, memory), rel=0.06)
+
+
+def test_a_second_layer_of_two_rates(level):
+    y = reference.rotation.normalize(rows(9, 72), reference.rotation.norm(rows(9, 72)))
+    bits = 4 - 32 / 72
+    mixed, whole = (Quantizer(72, b, "layered", seed=5).layers for b in (bits, 4))
+    codes, coarse = mixed.encode(y)[0], mixed.core.head_size
+    assert codes.shape[1] == 72 * bits // 8
+    assert np.array_equal(codes[:, :coarse], whole.encode(y)[0][:, :coarse])
+    error = y - _core.decode(_core.join_codes([whole._first]), codes[:, :18].copy())
+    scaled = whole._rotation.rotate(error) / whole.gain
+    expected = _core.encode(mixed_code(72, layer_bits(bits)[1], 2), scaled, None, 1)[0]
+    assert np.array_equal(codes[:, 18:], expected)
 
 
 def test_inner_products_are_those_of_decoded_vectors():
@@ -85,7 +101,7 @@ def test_inner_products_are_those_of_decoded_vectors():
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
-@pytest.mark.parametrize(("d", "bits"), [(64, 4), (50, 3), (130, 8)])
+@pytest.mark.parametrize(("d", "bits"), [(64, 4), (50, 3), (130, 8), (64, 4.3)])
 def test_infinite_deviations_find_what_brute_force_finds(level, metric, d, bits):
     x, q = rows(700, d), rows(9, d, 1)
     quantizer = Quantizer(d, bits, "layered", store_norm=metric == "l2", normalize=metric == "cosine")
@@ -96,7 +112,7 @@ def test_infinite_deviations_find_what_brute_force_finds(level, metric, d, bits)
             assert np.array_equal(whole[:, :10], part)
 
 
-@pytest.mark.parametrize("bits", LAYER_RATES)
+@pytest.mark.parametrize("bits", [*RATES, 3.9])
 @pytest.mark.parametrize("metric", ["l2", "ip"])
 def test_default_deviations_lose_next_to_nothing(level, bits, metric):
     x, q = rows(6000, 96), rows(40, 96, 1)
@@ -115,6 +131,51 @@ def test_few_deviations_lose_more_than_many():
     assert kept[0] < kept[1] < kept[2]
 
 
+@pytest.mark.parametrize("deviations", [3, math.inf])
+@pytest.mark.parametrize("spacing", [None, 2, 40])
+def test_rows_and_blocks_give_the_same(level, deviations, spacing):
+    x, q = rows(1501, 50), rows(5, 50, 1)
+    quantizer = Quantizer(50, 5, "layered", store_norm=True)
+    blocks, scalars, tails = stored(quantizer, x)
+    allowed = np.zeros(1504, dtype=bool)
+    allowed[1::spacing] = True
+    mask = None if spacing is None else np.packbits(allowed, bitorder="little")
+    options = {"metric": "l2", "n": len(x), "mask": mask}
+    of_blocks, of_rows = (
+        scan.search(quantizer, codes, scalars, q, 10, tails=tail, deviations=deviations, **options)
+        for codes, tail in ((blocks, tails), (quantizer.encode(x)[0], None))
+    )
+    for mine, theirs in zip(of_blocks, of_rows, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+def test_range_search_finds_what_whole_scores_find(level, metric):
+    x, q = rows(700, 50), rows(4, 50, 1)
+    quantizer = Quantizer(50, 4, "layered", store_norm=metric == "l2")
+    blocks, scalars, tails = stored(quantizer, x)
+    distances, ids = found(quantizer, x, q, len(x), metric, deviations=math.inf)
+    radius = float(np.median(distances))
+    lims, near, near_ids = scan.range_search(
+        quantizer, blocks, scalars, q, radius, metric=metric, n=len(x), tails=tails
+    )
+    inside = distances < radius if metric == "l2" else distances > radius
+    assert np.array_equal(np.diff(lims), inside.sum(1))
+    assert np.array_equal(near, distances[inside])
+    assert np.array_equal(near_ids, ids[inside])
+
+
+def test_blocks_of_a_layer_need_the_rest():
+    x = rows(40, 64)
+    quantizer = Quantizer(64, 4, "layered")
+    blocks, scalars, tails = stored(quantizer, x)
+    for wrong in (None, tails[:, 1:].copy(), tails[:39]):
+        with pytest.raises(ValueError, match="tails"):
+            scan.search(quantizer, blocks, scalars, x, 3, metric="ip", n=40, tails=wrong)
+    with pytest.raises(ValueError, match="head_words"):
+        _core.join_codes([quantizer.core], quantizer.code_size // 4)
+
+
 def test_a_mask_and_a_short_last_block_are_respected():
     x, q = rows(5003, 64), rows(12, 64, 1)
     quantizer = Quantizer(64, 4, "layered")
@@ -128,9 +189,9 @@ def test_a_mask_and_a_short_last_block_are_respected():
     assert np.mean(ids == whole) > 0.99
 
 
-@pytest.mark.parametrize("bits", [1, 2, 2.5, 7])
-def test_other_rates_are_refused(bits):
-    with pytest.raises(ValueError, match=r"bits must be one of 3, 3\.5, 4, 5, 6, 8 for code 'layered'"):
+@pytest.mark.parametrize("bits", [1, 2.9, 8.1, "4", None])
+def test_other_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="bits must be a number from 3 to 8 for code 'layered', got "):
         Quantizer(64, bits, "layered")
 
 

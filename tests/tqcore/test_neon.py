@@ -23,17 +23,18 @@ pytestmark = pytest.mark.timeout(900)  # a whole cross compilation and an emulat
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 PACKAGES = {COMPILER: "g++-aarch64-linux-gnu", EMULATOR: "qemu-user"}
 LEVELS = ("neon", "scalar")
-# name -> (scalar bits or 0, d, rate, memory, parts, rows, queries, metric); 17 rows leave a block with one row
+# name -> (scalar bits or 0, d, rate, memory, parts, head words, rows, queries, metric); 17 rows leave one in a block
 CASES = {
-    "chain_1": (0, 100, 1, 2, 1, 17, 5, "ip"),
-    "chain_2_l2": (0, 127, 2, 2, 1, 49, 7, "l2"),
-    "chain_2.5_m3": (0, 40, 2.5, 3, 1, 33, 1, "ip"),
-    "chain_4_d9": (0, 9, 4, 2, 1, 16, 2, "l2"),
-    "chain_4_many": (0, 64, 4, 2, 1, 700, 9, "ip"),
-    "chain_8": (0, 72, 8, 2, 1, 20, 4, "ip"),
-    "chain_0.5": (0, 64, 0.5, 2, 1, 32, 3, "ip"),
-    "two_parts": (0, 128, 3, 2, 2, 31, 6, "ip"),
-    "scalar_3": (3, 30, 3, 1, 1, 18, 3, "l2"),
+    "chain_1": (0, 100, 1, 2, 1, 0, 17, 5, "ip"),
+    "chain_2_l2": (0, 127, 2, 2, 1, 0, 49, 7, "l2"),
+    "chain_2.5_m3": (0, 40, 2.5, 3, 1, 0, 33, 1, "ip"),
+    "chain_4_d9": (0, 9, 4, 2, 1, 0, 16, 2, "l2"),
+    "chain_4_many": (0, 64, 4, 2, 1, 0, 700, 9, "ip"),
+    "chain_8": (0, 72, 8, 2, 1, 0, 20, 4, "ip"),
+    "chain_0.5": (0, 64, 0.5, 2, 1, 0, 32, 3, "ip"),
+    "two_parts": (0, 128, 3, 2, 2, 0, 31, 6, "ip"),
+    "layers": (0, 142, 2, 2, 2, 5, 500, 6, "l2"),
+    "scalar_3": (3, 30, 3, 1, 1, 0, 18, 3, "l2"),
 }
 DTYPES = {
     "codes": np.uint8,
@@ -107,7 +108,7 @@ def run(words):
 
 def make_case(name, folder):
     """Inputs as files for the driver, and what this machine's core makes of them."""
-    scalar_bits, d, rate, memory, parts, n, nq, metric = CASES[name]
+    scalar_bits, d, rate, memory, parts, head_words, n, nq, metric = CASES[name]
     rng = np.random.default_rng(len(name) + d)
     p, q = (0, 0) if scalar_bits else CHAIN_RATES[rate]
     tables = lloyd_max(d, scalar_bits) if scalar_bits else chain_tables(rate, memory)
@@ -126,14 +127,14 @@ def make_case(name, folder):
     inputs["x"][-1] *= np.float32(1e-41)
     k, l2 = min(n + 1, 12), metric == "l2"
     folder.mkdir()
-    shape = np.int32([scalar_bits, d, p, q, memory, parts, n, nq, k, l2])
+    shape = np.int32([scalar_bits, d, p, q, memory, parts, head_words, n, nq, k, l2])
     for key, values in {**inputs, "shape": shape}.items():
         np.ascontiguousarray(values).tofile(folder / key)
     if scalar_bits:
         code = _core.scalar_code(d, scalar_bits, inputs["tables"])
     else:
         one = _core.chain_code(d // parts, p, q, inputs["tables"])
-        code = one if parts == 1 else _core.join_codes([one] * parts)
+        code = one if parts == 1 else _core.join_codes([one] * parts, head_words)
     before = _core.simd_level()
     _core.set_simd("scalar")  # blocks are laid out as NEON has them
     try:
@@ -145,12 +146,15 @@ def make_case(name, folder):
 def expected_outputs(code, inputs, parts, k, l2):
     x, signs, n = inputs["x"], inputs["signs"], len(inputs["x"])
     codes, dots, norms = _core.encode(code, x, signs if parts == 1 else None, 1)
-    blocks = np.zeros(packing.blocks_for(n, code.code_size), np.uint32)
-    _core.pack_rows(blocks, 0, codes)
+    blocks = np.zeros(packing.blocks_for(n, code.head_size), np.uint32)
+    packing.pack_rows(blocks, 0, codes[:, : code.head_size])
     stored = _core.Stored()
     stored.blocks, stored.scale, stored.n = blocks, inputs["scale"], n
     if l2:
         stored.squared_norm = inputs["squared_norm"]
+    if code.head_size < code.code_size:
+        stored.tails = np.ascontiguousarray(codes[:, code.head_size :])
+        stored.head_share, stored.deviations = 0.5, 1.0
     asked = (code, stored, inputs["queries"], inputs["constants"])
     distances, ids = _core.search(*asked, k, 1)
     _, range_distances, range_ids = _core.range_search(*asked, float(inputs["radius"][0]), 1)

@@ -39,6 +39,17 @@ def test_rows_come_out_as_they_went_in():
         np.testing.assert_array_equal(unpack_rows(blocks, rows, 13), codes[rows])
 
 
+@pytest.mark.parametrize("code_size", [16, 31, 33, 50])
+def test_blocks_are_those_of_the_reference(code_size):
+    codes = np.random.default_rng(4).integers(0, 256, (40, code_size), dtype=np.uint8)
+    blocks, expected = np.full((2, *blocks_for(40, code_size)), 255, np.uint32)
+    pack_rows(blocks, 0, codes)
+    expected[:] = 0
+    reference.pack_rows(expected, 0, codes, _core.by_place())
+    np.testing.assert_array_equal(unpack_rows(blocks, slice(0, 40), code_size), codes)
+    np.testing.assert_array_equal(blocks[:2], expected[:2])
+
+
 def test_rows_are_replaced():
     first, second = np.random.default_rng(1).integers(0, 256, (2, 40, 7), dtype=np.uint8)
     blocks, expected = np.zeros((2, *blocks_for(43, 7)), np.uint32)

@@ -38,8 +38,9 @@ def stored(quantizer, n, seed=0, duplicates=True):
     if duplicates and n > 4:
         x[n // 2 :: 3] = x[0]
     codes, scalars = quantizer.encode(x)
-    blocks = np.zeros(packing.blocks_for(n, quantizer.code_size), np.uint32)
-    packing.pack_rows(blocks, 0, codes)
+    head = quantizer.core.head_size
+    blocks = np.zeros(packing.blocks_for(n, head), np.uint32)
+    packing.pack_rows(blocks, 0, codes[:, :head])
     return blocks, np.ascontiguousarray(scalars.T), codes
 
 
@@ -143,7 +144,9 @@ def test_masks_of_any_density_give_what_the_whole_search_gives(code, bits, metri
     rng = np.random.default_rng(5)
     ids = rng.permutation(10 * n)[:n].astype(np.int64)
     q = rng.standard_normal((35, quantizer.d)).astype(np.float32)
-    options = {"metric": metric, "n": n, "ids": ids, "deviations": np.inf}
+    ranged = {"metric": metric, "n": n, "ids": ids}
+    ranged["tails"] = np.ascontiguousarray(codes[:, quantizer.core.head_size :])
+    options = {**ranged, "deviations": np.inf}
     chosen = [rng.random(n) < share for share in (0.002, 0.01, 0.06, 0.3, 0.9)]
     chosen += [
         np.arange(n) >= n - 3,
@@ -154,7 +157,7 @@ def test_masks_of_any_density_give_what_the_whole_search_gives(code, bits, metri
     for nq in (1, 35):
         all_d, all_i = scan.search(quantizer, blocks, scalars, q[:nq], n, **options)
         _, range_d, range_i = scan.range_search(
-            quantizer, blocks, scalars, q[:nq], float(np.median(all_d)), metric=metric, n=n, ids=ids
+            quantizer, blocks, scalars, q[:nq], float(np.median(all_d)), **ranged
         )
         for allowed in chosen:
             mask, admitted = np.packbits(allowed, bitorder="little"), np.isin(all_i, ids[allowed])
@@ -171,10 +174,8 @@ def test_masks_of_any_density_give_what_the_whole_search_gives(code, bits, metri
                 scalars,
                 q[:nq],
                 float(np.median(all_d)),
-                metric=metric,
-                n=n,
-                ids=ids,
                 mask=mask,
+                **ranged,
             )
             inside = np.isin(range_i, ids[allowed])
             np.testing.assert_array_equal(found[2], range_i[inside])

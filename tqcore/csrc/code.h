@@ -43,12 +43,15 @@ struct Code {
     std::shared_ptr<const Scalar> scalar;
     bool signs = false;      // the sign bits of `prod` follow, with a scale of their own
     int d = 0, code_size = 0;
+    int head_words = 0;      // that rows are first scored by and blocks hold; 0: all
 
     void add_chain(std::shared_ptr<const Chain> chain);
     void set_scalar(std::shared_ptr<const Scalar> code);
     void add_signs();
     bool scannable() const { return !parts.empty() && !signs; }
     int words() const { return (code_size + 3) / 4; }
+    int head_size() const { return head_words ? 4 * head_words : code_size; }
+    int tail_size() const { return code_size - head_size(); }
     int query_size() const { return signs ? 2 * d : d; }
     // yhat [query_size()]: coordinates, then +-1 for the sign bits. nibbles: scratch of 2 * code_size + 16 bytes.
     void decode_row(const uint8_t* row, float* yhat, uint8_t* nibbles) const;

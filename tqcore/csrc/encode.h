@@ -36,11 +36,4 @@ bool scalars_of(const Scalars& kind, int d, const double* norms, const double* d
                 float* scalars);
 void decode_rows(const Code& code, const uint8_t* codes, int64_t n, float* yhat, int threads);
 
-// Row-major codes <-> blocks [ceil(n / 16)][words][16], whose bytes lie as the active level wants them.
-void pack_rows(uint32_t* blocks, int words, int64_t start, const uint8_t* codes, int64_t n, int code_size);
-void put_rows(uint32_t* blocks, int words, const int64_t* rows, const uint8_t* codes, int64_t n, int code_size);
-// Row `row` of some blocks becomes row `at` of others, or of the same.
-void move_row(const uint32_t* from, int64_t row, uint32_t* to, int64_t at, int words);
-void unpack_row(const uint32_t* blocks, int words, int64_t row, uint8_t* code, int code_size);
-
 }  // namespace tq

@@ -53,9 +53,10 @@ struct QueryBounds {
 
 struct Kernels {
     const char* name;
-    // Where bytes of a line of codes go by place, then by row, instead of by row, then by place: what brings lines from
-    // the latter to the former. Null elsewhere.
-    void (*to_places)(uint32_t* blocks, ptrdiff_t lines);
+    // Whether the bytes of a line of codes go by place, then by row, instead of by row, then by place.
+    bool by_place;
+    // Sixteen rows of `size` bytes -> ceil(size / 4) lines, zero padded.
+    void (*pack_block)(const uint8_t* const* rows, int size, uint32_t* lines);
     // x [16][d] row-major at a stride; y [d][16]; norms [16]. Rows past n repeat zeros.
     void (*load_tile)(const float* x, ptrdiff_t stride, int n, int d, float* y, double* norms);
     void (*load_rotated)(const float* x, ptrdiff_t stride, int n, int d, float* y);
@@ -84,9 +85,9 @@ struct Kernels {
     // out [n][columns] = x [n][d] times m [d][columns], row-major.
     void (*project)(const float* x, ptrdiff_t stride, int n, int d, const float* m, int columns, float* out);
     double (*dot)(const float* q, const float* yhat, int d);
-    // acc [n_blocks][n_queries][16] = weighted table sums of the first words of blocks [n_blocks][block_words][16].
-    void (*scan)(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries,
-                 int n_queries, int32_t* acc);
+    // acc [n_blocks][n_queries][16] = weighted table sums of blocks [n_blocks][words][16].
+    void (*scan)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,
+                 int32_t* acc);
     // Bit i of masks[b]: row i of block b can still reach the threshold. acc of one query at a stride.
     void (*reachable)(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds*, const float* a,
                       const float* squared_norms, uint16_t* masks);

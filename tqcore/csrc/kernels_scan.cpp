@@ -41,14 +41,11 @@ static void scan_part(const uint32_t* blocks, ptrdiff_t block_stride, int words,
     __m512i sum[NB * NQ];
 #pragma GCC unroll 16
     for (int i = 0; i < NB * NQ; ++i) sum[i] = _mm512_setzero_si512();
-    // The next blocks come into the second-level cache, in order of address if they are read whole, which hides the
-    // memory's latency.
+    // The next blocks come into the second-level cache in order of address, which hides the memory's latency.
     const char* next = (const char*)(blocks + NB * block_stride);
-    const bool whole = block_stride == (ptrdiff_t)words * kLanes;
-    const ptrdiff_t next_word = whole ? NB * 64 : 64, next_block = whole ? 64 : block_stride * 4;
     for (int w = 0; w < words; ++w) {
 #pragma GCC unroll 8
-        for (int b = 0; b < NB; ++b) _mm_prefetch(next + w * next_word + b * next_block, _MM_HINT_T1);
+        for (int b = 0; b < NB; ++b) _mm_prefetch(next + (ptrdiff_t)(w * NB + b) * 64, _MM_HINT_T1);
         add_half<NB, NQ, 0>(blocks + (ptrdiff_t)w * kLanes, block_stride, w, queries, sum);
         add_half<NB, NQ, 1>(blocks + (ptrdiff_t)w * kLanes, block_stride, w, queries, sum);
     }
@@ -100,9 +97,8 @@ static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_s
         scan_part<1, NQ>(blocks + b * block_stride, block_stride, words, queries, acc + b * acc_stride, acc_stride);
 }
 
-void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
-          int32_t* acc) {
-    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes, block_stride = (ptrdiff_t)block_words * kLanes;
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes, block_stride = (ptrdiff_t)words * kLanes;
     int q = 0;
     for (; q + 4 <= n_queries; q += 4)
         scan_queries<4>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
@@ -118,20 +114,6 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
 // Blocks hold the bytes of a line by place: those of all sixteen rows at one place fill half a register, whose table
 // VPSHUFB looks up. Two entries of seven bits fit one byte; bytes are added in 16 bits, the odd ones as they are and the
 // even ones with 256 times their neighbour, which is taken off again at the end of a window.
-
-void to_places(uint32_t* blocks, ptrdiff_t lines) {
-    const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, 0, 4, 8, 12, 1, 5, 9,
-                                           13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (__m128i* line = (__m128i*)blocks; lines-- > 0; line += 4) {
-        // Four rows a lane, then four bytes of each place.
-        __m256i a = _mm256_set_m128i(_mm_loadu_si128(line + 2), _mm_loadu_si128(line));
-        __m256i b = _mm256_set_m128i(_mm_loadu_si128(line + 3), _mm_loadu_si128(line + 1));
-        a = _mm256_shuffle_epi8(a, order);
-        b = _mm256_shuffle_epi8(b, order);
-        _mm256_storeu_si256((__m256i*)line, _mm256_permute4x64_epi64(_mm256_unpacklo_epi32(a, b), 0xD8));
-        _mm256_storeu_si256((__m256i*)line + 1, _mm256_permute4x64_epi64(_mm256_unpackhi_epi32(a, b), 0xD8));
-    }
-}
 
 constexpr ptrdiff_t kAhead = 192 * kLanes;  // entries, 12 KiB: memory is asked for so early by a query alone
 
@@ -223,9 +205,8 @@ static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_s
     for (; NB > 1 && b < n_blocks; ++b) windows.template operator()<1>(b);
 }
 
-void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
-          int32_t* acc) {
-    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes, block_stride = (ptrdiff_t)block_words * kLanes;
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes, block_stride = (ptrdiff_t)words * kLanes;
     int q = 0;
     for (; q + 4 <= n_queries; q += 4)
         scan_queries<1, 4>(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
@@ -238,14 +219,13 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
 
 #elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
 
-void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
-          int32_t* acc) {
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
     const uint8x16_t place = vreinterpretq_u8_u32(vdupq_n_u32(0x30201000)), nibble = vdupq_n_u8(15);
     for (int b = 0; b < n_blocks; ++b)
         for (int q = 0; q < n_queries; ++q) {
             uint32x4_t sum[4] = {vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0), vdupq_n_u32(0)};
             for (int w = 0; w < words; ++w) {
-                const uint8_t* x = (const uint8_t*)(blocks + ((ptrdiff_t)b * block_words + w) * kLanes);
+                const uint8_t* x = (const uint8_t*)(blocks + ((ptrdiff_t)b * words + w) * kLanes);
                 const uint8x16x4_t t0 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128);
                 const uint8x16x4_t t1 = vld1q_u8_x4(queries[q].lut + (ptrdiff_t)w * 128 + 64);
                 const uint8x16_t weight = vreinterpretq_u8_u32(vdupq_n_u32(queries[q].weights[w]));
@@ -262,14 +242,13 @@ void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, cons
 
 #else
 
-void scan(const uint32_t* blocks, int n_blocks, int block_words, int words, const QueryTables* queries, int n_queries,
-          int32_t* acc) {
+void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries, int32_t* acc) {
     for (int b = 0; b < n_blocks; ++b)
         for (int q = 0; q < n_queries; ++q) {
             int32_t* out = acc + ((ptrdiff_t)b * n_queries + q) * kLanes;
             for (int l = 0; l < kLanes; ++l) out[l] = 0;
             for (int w = 0; w < words; ++w) {
-                const uint32_t* x = blocks + ((ptrdiff_t)b * block_words + w) * kLanes;
+                const uint32_t* x = blocks + ((ptrdiff_t)b * words + w) * kLanes;
                 const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128;
                 const int weight = (int)(queries[q].weights[w] & 255);
                 for (int p = 0; p < 4; ++p)

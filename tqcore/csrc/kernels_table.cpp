@@ -20,20 +20,21 @@ void quantize_lut(const double*, int, int, double*, uint8_t*, uint32_t*, QueryBo
 double lut_score(const double*, const uint8_t*, int);
 void project(const float*, ptrdiff_t, int, int, const float*, int, float*);
 double dot(const float*, const float*, int);
-void scan(const uint32_t*, int, int, int, const QueryTables*, int, int32_t*);
+void pack_block(const uint8_t* const*, int, uint32_t*);
+void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
 void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
 
 #if defined(__AVX2__) && !defined(__AVX512VBMI__)
-void to_places(uint32_t*, ptrdiff_t);
+constexpr bool kByPlace = true;
 #else
-constexpr void (*to_places)(uint32_t*, ptrdiff_t) = nullptr;
+constexpr bool kByPlace = false;
 #endif
 
 #define TQ_NAME_(x) #x
 #define TQ_NAME(x) TQ_NAME_(x)
-const Kernels table = {TQ_NAME(TQ_LEVEL), to_places,     load_tile,  load_rotated,     store_tile,  rotate_tile,
-                       rotate_row,        chain_scratch, chain_encode, normalize_row,  chain_encode_row, chain_decode,
-                       scalar_encode,     dot_tile,      chain_lut,  quantize_lut,     lut_score,   project,
-                       dot,               scan,          reachable};
+const Kernels table = {TQ_NAME(TQ_LEVEL), kByPlace,   pack_block,    load_tile,    load_rotated,     store_tile,
+                       rotate_tile,       rotate_row, chain_scratch, chain_encode, normalize_row,    chain_encode_row,
+                       chain_decode,      scalar_encode, dot_tile,   chain_lut,    quantize_lut,     lut_score,
+                       project,           dot,        scan,          reachable};
 
 }  // namespace tq::TQ_LEVEL

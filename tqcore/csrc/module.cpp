@@ -12,6 +12,7 @@
 #include "aligned.h"
 #include "encode.h"
 #include "int64_map.h"
+#include "packing.h"
 #include "parallel.h"
 #include "query_tables.h"
 #include "search.h"
@@ -75,12 +76,14 @@ tq::Code make_chain(int d, int p, int q, const In<float, 3>& tables) {
     return code;
 }
 
-tq::Code join(const std::vector<tq::Code>& codes) {
+tq::Code join(const std::vector<tq::Code>& codes, int head_words) {
     tq::Code out;
     for (const tq::Code& c : codes) {
         check(c.scannable(), "only chain codes can be joined");
         for (const tq::Part& p : c.parts) out.add_chain(p.chain);
     }
+    check(head_words >= 0 && head_words < std::max(1, out.words()), "head_words: must be fewer than the words of a row");
+    out.head_words = head_words;
     return out;
 }
 
@@ -228,7 +231,9 @@ void put(const InOut<uint32_t, 3>& blocks, const In<int64_t, 1>& positions, cons
     for (size_t i = 0; i < positions.shape(0); ++i)
         check(positions.data()[i] >= 0 && positions.data()[i] < end, "positions: must lie inside the blocks");
     nb::gil_scoped_release release;
-    tq::put_rows(blocks.data(), (int)words, positions.data(), codes.data(), codes.shape(0), (int)codes.shape(1));
+    for (size_t i = 0; i < positions.shape(0); ++i)
+        tq::put_row(blocks.data(), (int)words, positions.data()[i], codes.data() + i * codes.shape(1),
+                    (int)codes.shape(1));
 }
 
 void move_rows(const InOut<uint32_t, 3>& blocks, const InOut<float, 2>& scalars, const In<int64_t, 1>& from,
@@ -275,7 +280,7 @@ const T* column(const Optional<T>& a, int64_t n, const char* message) {
 // The stored rows as one argument of search and range_search; arrays must outlive the call.
 struct Stored {
     std::optional<In<uint32_t, 3>> blocks;
-    std::optional<In<uint8_t, 2>> packed;
+    std::optional<In<uint8_t, 2>> packed, tails;
     Optional<float> scale, sign_scale, squared_norm;
     Optional<int64_t> ids;
     Optional<uint8_t> mask;
@@ -283,18 +288,20 @@ struct Stored {
     bool unit = false;
     int64_t n = 0;
     bool positions = false;
-    int head_words = 0;
-    float head_share = 1, deviations = 0;
+    float head_share = 0, deviations = 0;
 
     tq::Rows rows(const tq::Code& code) const {
         check(n >= 0 && blocks.has_value() != packed.has_value(), "give either blocks or rows");
         if (blocks)
-            check((int)blocks->shape(1) == code.words() && blocks->shape(2) == tq::kLanes &&
+            check((int)blocks->shape(1) == (code.head_size() + 3) / 4 && blocks->shape(2) == tq::kLanes &&
                       (int64_t)blocks->shape(0) * tq::kLanes >= n,
-                  "blocks: shape must be [>= n/16, ceil(code_size/4), 16]");
+                  "blocks: shape must be [>= n/16, ceil(head_size/4), 16]");
         else
             check((int)packed->shape(1) == code.code_size && (int64_t)packed->shape(0) >= n,
                   "rows: shape must be [>= n, code_size]");
+        if (blocks && code.tail_size())
+            check(tails && (int)tails->shape(1) == code.tail_size() && (int64_t)tails->shape(0) >= n,
+                  "tails: shape must be [>= n, code_size - head_size]");
         check(scale.has_value() && sign_scale.has_value() == code.signs, "scale: one column a scalar of the code");
         return {&code,
                 blocks ? blocks->data() : nullptr,
@@ -306,14 +313,14 @@ struct Stored {
                 column(mask, (n + 7) / 8, "mask: needs one bit a row"),
                 n,
                 positions,
+                tails ? tails->data() : nullptr,
                 head(code)};
     }
 
     tq::Head head(const tq::Code& code) const {
-        check(head_words >= 0 && head_words <= (code.scannable() ? code.words() : 0),
-              "head_words: must be words of a code of nibble tables");
-        check(head_share > 0 && head_share <= 1 && deviations >= 0, "head_share: must be in (0, 1], deviations >= 0");
-        return {head_words < code.words() ? head_words : 0, head_share, deviations};
+        check(head_share >= 0 && head_share <= 1 && deviations >= 0, "head_share: must be in [0, 1], deviations >= 0");
+        check(head_share == 0 || code.head_words, "head_share: needs a code with head_words");
+        return {head_share, deviations};
     }
 };
 
@@ -498,12 +505,14 @@ NB_MODULE(_core, m) {
     nb::class_<tq::Code>(m, "Code")
         .def_ro("d", &tq::Code::d)
         .def_ro("code_size", &tq::Code::code_size)
+        .def_prop_ro("head_size", &tq::Code::head_size)
         .def_prop_ro("query_size", &tq::Code::query_size)
         .def_prop_ro("scannable", &tq::Code::scannable);
     nb::class_<Stored>(m, "Stored")
         .def(nb::init<>())
         .def_rw("blocks", &Stored::blocks, nb::arg().none())
         .def_rw("rows", &Stored::packed, nb::arg().none())
+        .def_rw("tails", &Stored::tails, nb::arg().none())
         .def_rw("scale", &Stored::scale, nb::arg().none())
         .def_rw("sign_scale", &Stored::sign_scale, nb::arg().none())
         .def_rw("squared_norm", &Stored::squared_norm, nb::arg().none())
@@ -513,7 +522,6 @@ NB_MODULE(_core, m) {
         .def_rw("unit", &Stored::unit)
         .def_rw("n", &Stored::n)
         .def_rw("positions", &Stored::positions)
-        .def_rw("head_words", &Stored::head_words)
         .def_rw("head_share", &Stored::head_share)
         .def_rw("deviations", &Stored::deviations);
     nb::class_<tq::Int64Map>(m, "Int64Map")
@@ -525,7 +533,7 @@ NB_MODULE(_core, m) {
         .def("__len__", &tq::Int64Map::size)
         .def_prop_ro("nbytes", &tq::Int64Map::bytes);
     m.def("chain_code", &make_chain, "d"_a, "p"_a, "q"_a, "tables"_a);
-    m.def("join_codes", &join, "codes"_a);
+    m.def("join_codes", &join, "codes"_a, "head_words"_a = 0);
     m.def("scalar_code", &make_scalar, "d"_a, "bits"_a, "centroids"_a);
     m.def("sign_code", [](int d) { return with_signs(tq::Code(), d); }, "d"_a);
     m.def("with_signs", [](const tq::Code& c) { return with_signs(c, c.d); }, "code"_a);
@@ -539,7 +547,7 @@ NB_MODULE(_core, m) {
           "threads"_a = 0);
     m.def("decode", &decode, "code"_a, "codes"_a, "threads"_a = 0);
     m.def("lut", &lut, "code"_a, "q"_a);
-    m.def("by_place", [] { return tq::kernels()->to_places != nullptr; });
+    m.def("by_place", [] { return tq::kernels()->by_place; });
     m.def("put_rows", &put, "blocks"_a, "positions"_a, "codes"_a);
     m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);

@@ -1,9 +1,17 @@
 // Exact scores of single rows.
 #pragma once
-#include "encode.h"
+#include <cstring>
+
+#include "packing.h"
 #include "search.h"
 
 namespace tq {
+
+inline void unpack_whole(const Rows& rows, int64_t row, uint8_t* code) {
+    const int size = rows.code->head_size(), left = rows.code->tail_size();
+    unpack_row(rows.blocks, (size + 3) / 4, row, code, size);
+    if (left) std::memcpy(code + size, rows.tails + row * left, (size_t)left);
+}
 
 // The exact score that orders results: <q, x_hat>, minus half the squared norm for l2.
 class Scorer {
@@ -37,7 +45,7 @@ public:
 private:
     const uint8_t* bytes(int64_t row) {
         if (!rows_.blocks) return rows_.packed + row * code_.code_size;
-        unpack_row(rows_.blocks, code_.words(), row, packed_.data(), code_.code_size);
+        unpack_whole(rows_, row, packed_.data());
         return packed_.data();
     }
 

@@ -117,7 +117,7 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
     if (keep == 0 || queries.n == 0) return;
     // By its first layer a row can be dropped for a threshold that another order would have raised later, so the order
     // must not depend on which thread is first.
-    const bool fixed = rows.head.words;
+    const bool fixed = rows.head.share > 0;
     const Shares s(rows, queries.n, threads, !fixed);
     // Whole rows cost enough to ask for their threshold often.
     const Reservoir empty = fixed ? Reservoir(keep, std::max<int64_t>(4, keep / 4)) : Reservoir(keep);

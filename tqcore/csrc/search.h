@@ -6,14 +6,13 @@ namespace tq {
 
 // A search that scores the first words of every row and goes on with rows that can still enter the top k.
 struct Head {
-    int words = 0;                 // 0: every row is scored whole
-    float share = 1;               // of a vector's energy that the first words hold, 0 < share <= 1
+    float share = 0;               // of a vector's energy that the first words hold; 0: every row is scored whole
     float deviations = 0;          // of the error of a score from them alone, granted to every row
 };
 
 struct Rows {
     const Code* code;
-    const uint32_t* blocks;        // [ceil(n / 16)][words][16], or null
+    const uint32_t* blocks;        // [ceil(n / 16)][ceil(head_size / 4)][16], or null
     const uint8_t* packed;         // [n][code_size], when blocks is null
     const float* scale;            // [n]
     const float* sign_scale;       // [n], for sign bits, or null
@@ -22,6 +21,7 @@ struct Rows {
     const uint8_t* mask;           // one bit a row, or null
     int64_t n;
     bool positions = false;        // search returns row numbers; ids only order equal scores
+    const uint8_t* tails = nullptr;  // [n][tail_size], what the blocks of a code with head_words do not hold
     Head head{};                   // of `search`
 };
 

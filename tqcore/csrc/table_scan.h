@@ -3,10 +3,9 @@
 #include <cstring>
 
 #include "aligned.h"
-#include "encode.h"
 #include "query_tables.h"
 #include "reservoir.h"
-#include "search.h"
+#include "scorer.h"
 
 namespace tq {
 
@@ -43,12 +42,17 @@ struct Sink {
 class TableScan {
 public:
     TableScan(const Rows& rows, const Queries& queries, int64_t first, int count)
-        : rows_(rows), words_(rows.code->words()), count_(count), tables_(count) {
+        : rows_(rows), staged_(rows.head.share > 0), words_(staged_ ? rows.code->head_words : rows.code->words()),
+          count_(count), tables_(count) {
         for (int i = 0; i < count; ++i) {
             const float* q = queries.q + (first + i) * rows.code->query_size();
-            tables_[i].build(*rows.code, q, rows.head.words);
+            tables_[i].build(*rows.code, q, staged_ ? words_ : 0);
             tables_[i].bounds.norm_factor = (float)(-0.5 * (1.0 - kNormRounding));
-            if (rows.head.words) heads_.push_back(head_bounds(tables_[i].bounds, q));
+            if (staged_) heads_.push_back(head_bounds(tables_[i].bounds, q));
+        }
+        if (staged_) {
+            waiting_.resize((size_t)count);
+            tails_ = Aligned<uint32_t>((size_t)(rows.code->words() - words_) * kLanes);
         }
         const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
         chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
@@ -59,21 +63,13 @@ public:
     const double* exact(int query) const { return tables_[(size_t)query].exact(); }
 
     void run(int64_t begin, int64_t end, Sink& sink) {
-        std::vector<uint32_t> scratch;
         // Small at first: a threshold from few rows spares most of the next ones.
         int64_t size = ran_ ? chunk_ : kFirstChunk, stop;
         ran_ = true;
         for (int64_t b = begin; b < end; b = stop, size = std::min(chunk_, 2 * size)) {
             stop = std::min(end, b + size);
             if (rows_.mask && pick(b, stop, sink)) continue;
-            const uint32_t* blocks = rows_.blocks ? rows_.blocks + b * words_ * kLanes : nullptr;
-            if (!blocks) {
-                scratch.assign((size_t)(stop - b) * words_ * kLanes, 0);
-                const int64_t row = b * kLanes, n = std::min(rows_.n, stop * kLanes) - row;
-                pack_rows(scratch.data(), words_, 0, rows_.packed + row * rows_.code->code_size, n,
-                          rows_.code->code_size);
-                blocks = scratch.data();
-            }
+            const uint32_t* blocks = in_place() ? rows_.blocks + b * words_ * kLanes : copy_blocks(b, stop);
             if (!rows_.mask) {
                 scan_run(blocks, b, (int)(stop - b), nullptr, sink);
                 continue;
@@ -89,9 +85,48 @@ public:
             }
         }
         scan_picked(sink);
+        if (staged_)
+            for (int i = 0; i < count_; ++i) finish(i, sink);
     }
 
 private:
+    // Whether what is scanned is what the stored blocks hold; otherwise it is copied.
+    bool in_place() const { return rows_.blocks && (staged_ || !rows_.code->head_words); }
+
+    // What is scanned of blocks [begin, end).
+    const uint32_t* copy_blocks(int64_t begin, int64_t end) {
+        const ptrdiff_t size = (ptrdiff_t)words_ * kLanes;
+        const int64_t first = begin * kLanes, n = std::min(rows_.n, end * kLanes) - first;
+        scratch_.resize((size_t)((end - begin) * size));
+        if (!rows_.blocks) {
+            const int code_size = rows_.code->code_size;
+            pack_rows(scratch_.data(), words_, 0, rows_.packed + first * code_size, n, code_size);
+            return scratch_.data();
+        }
+        // Lines as they are, and what is left of their rows in further ones.
+        const ptrdiff_t head = (ptrdiff_t)rows_.code->head_words * kLanes;
+        for (int64_t b = begin; b < end; ++b) {
+            uint32_t* to = scratch_.data() + (b - begin) * size;
+            std::memcpy(to, rows_.blocks + b * head, (size_t)head * sizeof(uint32_t));
+            const uint8_t* rows[kLanes];
+            for (int r = 0; r < kLanes; ++r) rows[r] = tail_of(std::min(b * kLanes + r, rows_.n - 1));
+            kernels()->pack_block(rows, rows_.code->tail_size(), to + head);
+        }
+        return scratch_.data();
+    }
+
+    void copy_row(int64_t row, int64_t at) {
+        if (in_place()) return move_row(rows_.blocks, row, copies_.data(), at, words_);
+        const int code_size = rows_.code->code_size;
+        const uint8_t* code = rows_.packed + row * code_size;
+        if (rows_.blocks) {
+            row_.resize((size_t)code_size);
+            unpack_whole(rows_, row, row_.data());
+            code = row_.data();
+        }
+        put_row(copies_.data(), words_, at, code, std::min(code_size, 4 * words_));
+    }
+
     // Bounds of a score from the first words: unbiased once divided by their share of the energy, and uncertain by
     // as much as the rest would add and the tables lose.
     QueryBounds head_bounds(const QueryBounds& whole, const float* q) const {
@@ -155,13 +190,8 @@ private:
             const int64_t row = picked_[i];
             scales_[i] = rows_.scale[row];
             if (rows_.squared_norm) norms_[i] = rows_.squared_norm[row];
-            if (rows_.blocks) {
-                if (i + kCopiesAhead < n) fetch_row(picked_[i + kCopiesAhead]);
-                move_row(rows_.blocks, row, copies_.data(), (int64_t)i, words_);
-            } else {
-                pack_rows(copies_.data(), words_, (int64_t)i, rows_.packed + row * rows_.code->code_size, 1,
-                          rows_.code->code_size);
-            }
+            if (in_place() && i + kCopiesAhead < n) fetch_row(picked_[i + kCopiesAhead]);
+            copy_row(row, (int64_t)i);
         }
         allowed_copies_.assign(blocks, 0xFFFF);
         if (n % kLanes) allowed_copies_.back() = (uint16_t)((1u << n % kLanes) - 1);
@@ -210,8 +240,7 @@ private:
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];
             for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
-            kernels()->scan(run.blocks, run.n_blocks, words_, heads_.empty() ? words_ : rows_.head.words, views, n,
-                            acc_.get());
+            kernels()->scan(run.blocks, run.n_blocks, words_, views, n, acc_.get());
             for (int i = 0; i < n; ++i) {
                 select(t + i, acc_.get() + i * kLanes, n * kLanes, head, sink);
                 const ptrdiff_t end = ((ptrdiff_t)head.n_blocks * n + i) * kLanes;
@@ -220,88 +249,113 @@ private:
         }
     }
 
-    void select(int query, int32_t* acc, ptrdiff_t stride, const Run& run, Sink& sink) {
+    void select(int query, const int32_t* acc, ptrdiff_t stride, const Run& run, Sink& sink) {
         const int n_blocks = run.n_blocks;
         if (n_blocks == 0) return;
-        QueryBounds& q = heads_.empty() ? tables_[query].bounds : heads_[(size_t)query];
+        QueryBounds& q = staged_ ? heads_[(size_t)query] : tables_[query].bounds;
         q.threshold = sink.threshold(query);
         kernels()->reachable(acc, stride, n_blocks, &q, run.scale, run.norms, pass_.data());
         for (int b = n_blocks; b % 4; ++b) pass_[(size_t)b] = 0;
-        if (!heads_.empty()) fetch_rest(run.blocks, n_blocks);
         for (int four = 0; four < n_blocks; four += 4) {
             uint64_t any;
             std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
             if (!any) continue;
-            const int end = std::min(four + 4, n_blocks);
-            if (run.allowed)
-                for (int b = four; b < end; ++b) pass_[(size_t)b] &= run.allowed[b];
-            if (!heads_.empty()) complete(query, acc, stride, run, four, end, sink.threshold(query));
-            for (int b = four; b < end; ++b)
-                for (uint32_t m = pass_[(size_t)b]; m; m &= m - 1)
-                    add(query, acc + b * stride, run, b * kLanes, __builtin_ctz(m), sink);
-        }
-    }
-
-    // The words past the head of blocks that will be completed; nothing has read them yet.
-    void fetch_rest(const uint32_t* blocks, int n_blocks) const {
-        for (int b = 0; b < n_blocks; ++b) {
-            if (!pass_[(size_t)b]) continue;
-            const uint32_t* block = blocks + (ptrdiff_t)b * words_ * kLanes;
-            for (int w = rows_.head.words; w < words_; ++w) __builtin_prefetch(block + (ptrdiff_t)w * kLanes, 0, 2);
-        }
-    }
-
-    // Rows of a block that reach the threshold by their first words; it may have risen since the masks were made.
-    uint16_t still_reachable(const QueryBounds& q, const int32_t* acc, const float* a, const float* norms, int base,
-                             float threshold, uint32_t m) const {
-        uint32_t out = 0;
-        for (; m; m &= m - 1) {
-            const int lane = __builtin_ctz(m), at = base + lane;
-            const float upper = a[at] * ((float)acc[lane] * q.delta + (q.base + q.error)) +
-                                (norms ? norms[at] * q.norm_factor : 0.0f);
-            if (upper >= threshold) out |= 1u << lane;
-        }
-        return (uint16_t)out;
-    }
-
-    // Sums of the first words of blocks [begin, end), at most four, become those of all where a row still passes.
-    void complete(int query, int32_t* acc, ptrdiff_t stride, const Run& from, int begin, int end, float threshold) {
-        const int head = rows_.head.words;
-        const QueryTables rest = tables_[(size_t)query].view(head);
-        for (int b = begin; b < end; ++b)
-            pass_[(size_t)b] = still_reachable(heads_[(size_t)query], acc + b * stride, from.scale, from.norms,
-                                               b * kLanes, threshold, pass_[(size_t)b]);
-        for (int b = begin, run; b < end; b += run) {
-            for (run = 0; b + run < end && pass_[(size_t)(b + run)];) ++run;
-            if (run) {
-                int32_t more[4 * kLanes];
-                kernels()->scan(from.blocks + ((ptrdiff_t)b * words_ + head) * kLanes, run, words_, words_ - head, &rest,
-                                1, more);
-                for (int i = 0; i < run; ++i) {
-                    int32_t* sums = acc + (b + i) * stride;
-                    for (int lane = 0; lane < kLanes; ++lane) sums[lane] += more[i * kLanes + lane];
-                }
+            if (run.allowed) {
+                for (int b = four; b < std::min(four + 4, n_blocks); ++b) pass_[(size_t)b] &= run.allowed[b];
+                std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
             }
-            run += run == 0;
+            // Row by row, whatever the block: what passes is rare, and each branch on it is guessed wrong.
+            for (; any; any &= any - 1) {
+                const int bit = __builtin_ctzll(any), lane = bit % kLanes, b = four + bit / kLanes;
+                const int at = four * kLanes + bit;
+                const Row row{run.numbers ? run.numbers[at] : run.first + at, acc[b * stride + lane], run.scale[at],
+                              run.norms ? run.norms[at] : 0.0f};
+                if (staged_) wait(query, row, sink);
+                else add(query, row, sink);
+            }
         }
     }
 
-    void add(int query, const int32_t* acc, const Run& run, int base, int lane, Sink& sink) {
-        const QueryBounds& q = tables_[query].bounds;
-        const int at = base + lane;
-        const float a = run.scale[at], dot = (float)acc[lane] * q.delta, norm = run.norms ? run.norms[at] : 0.0f;
-        const float upper = a * (dot + (q.base + q.error)) + norm * q.norm_factor;
+    // A row that passed a query's bounds, with the sum of its scanned words.
+    struct Row {
+        int64_t number;
+        int32_t acc;
+        float scale, norm;
+    };
+
+    float upper_bound(const QueryBounds& q, const Row& row) const {
+        return row.scale * ((float)row.acc * q.delta + (q.base + q.error)) + row.norm * q.norm_factor;
+    }
+
+    // Rows that their first words let pass, sixteen of which are scored together.
+    struct Waiting {
+        Row rows[kLanes];
+        float upper[kLanes];
+        int n = 0;
+    };
+
+    const uint8_t* tail_of(int64_t row) const {
+        if (rows_.blocks) return rows_.tails + row * rows_.code->tail_size();
+        return rows_.packed + row * rows_.code->code_size + rows_.code->head_size();
+    }
+
+    void wait(int query, const Row& row, Sink& sink) {
+        Waiting& w = waiting_[(size_t)query];
+        // The threshold may have risen since the masks were made.
+        const float upper = upper_bound(heads_[(size_t)query], row);
         if (upper < sink.threshold(query)) return;
-        sink.add(query, {upper, a * (dot + (q.base - q.error)) - norm * (float)(0.5 * (1.0 + kNormRounding)),
-                         run.numbers ? run.numbers[at] : run.first + at});
+        const uint8_t* tail = tail_of(row.number);
+        for (int at = 0; at < rows_.code->tail_size(); at += 64) __builtin_prefetch(tail + at);
+        w.rows[w.n] = row;
+        w.upper[w.n++] = upper;
+        if (w.n < kLanes) return;
+        w.n = 0;
+        for (int i = 0; i < kLanes; ++i) {
+            if (w.upper[i] < sink.threshold(query)) continue;
+            w.rows[w.n] = w.rows[i];
+            w.upper[w.n++] = w.upper[i];
+        }
+        if (w.n == kLanes) finish(query, sink);
+    }
+
+    // Scores the rows that wait whole: what is left of them, in lines, is scanned like a block.
+    void finish(int query, Sink& sink) {
+        Waiting& w = waiting_[(size_t)query];
+        if (w.n == 0) return;
+        const int words = rows_.code->words() - words_;
+        const uint8_t* tails[kLanes];
+        for (int i = 0; i < kLanes; ++i) tails[i] = tail_of(w.rows[i < w.n ? i : 0].number);
+        kernels()->pack_block(tails, rows_.code->tail_size(), tails_.get());
+        const QueryTables rest = tables_[(size_t)query].view(words_);
+        int32_t more[kLanes];
+        kernels()->scan(tails_.get(), 1, words, &rest, 1, more);
+        for (int i = 0; i < w.n; ++i) {
+            w.rows[i].acc += more[i];
+            add(query, w.rows[i], sink);
+        }
+        w.n = 0;
+    }
+
+    void add(int query, const Row& row, Sink& sink) {
+        const QueryBounds& q = tables_[query].bounds;
+        const float upper = upper_bound(q, row);
+        if (upper < sink.threshold(query)) return;
+        const float dot = (float)row.acc * q.delta;
+        sink.add(query, {upper, row.scale * (dot + (q.base - q.error)) - row.norm * (float)(0.5 * (1.0 + kNormRounding)),
+                         row.number});
     }
 
     const Rows& rows_;
-    int words_, count_;
+    bool staged_;                                     // rows are dropped by their first words alone
+    int words_, count_;                               // that are scanned of all rows; queries
     int64_t chunk_;
     bool ran_ = false;
     std::vector<Tables> tables_;
-    std::vector<QueryBounds> heads_;                  // of the queries, if rows are scored by their first words
+    std::vector<QueryBounds> heads_;                  // of the queries, from the first words
+    std::vector<Waiting> waiting_;                    // of the queries
+    Aligned<uint32_t> tails_;                         // what is left of rows that wait, in lines
+    std::vector<uint32_t> scratch_;                   // blocks that are not scanned in place
+    std::vector<uint8_t> row_;
     Aligned<int32_t> acc_;                            // of a chunk, for the queries of a tile
     std::vector<uint16_t> allowed_, pass_;            // of the blocks of a chunk
     std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own

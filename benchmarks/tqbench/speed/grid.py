@@ -118,15 +118,14 @@ def cases_of(bits: float, names: Sequence[str] = ()) -> list[Case]:
 def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Case]]:
     """Our codes below one width: a list a code, its widths falling.
 
-    Chains can have any width, so their first is that at which a vector with its scale takes ``d * bits / 8`` bytes.
+    They can have any width, so their first is that at which a vector with its scale takes ``d * bits / 8`` bytes.
     """
     ours = [METHODS[name] for name in SPEED_METHODS if METHODS[name].family == "tqann"]
     chosen = [method for method in ours if not names or method.name in names]
-    whole = {method.name: () if method.name == "layered" else (bits - 32 / d,) for method in chosen}
     return [
         [
             Case(method, b)
-            for b in sorted((*method.bits, *whole[method.name]), reverse=True)
+            for b in sorted((*method.bits, bits - 32 / d), reverse=True)
             if min(method.bits) <= b < bits
         ]
         for method in chosen

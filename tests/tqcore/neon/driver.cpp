@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "encode.h"
+#include "packing.h"
 #include "query_tables.h"
 #include "search.h"
 
@@ -37,7 +38,7 @@ struct Folder {
 // Integers of the file "shape", in this order.
 struct Shape {
     int scalar_bits;  // 0: chains; otherwise a scalar code of so many bits
-    int d, p, q, memory, parts, n, nq, k, l2;
+    int d, p, q, memory, parts, head_words, n, nq, k, l2;
 };
 
 tq::Code code_of(const Folder& folder, const Shape& s) {
@@ -49,6 +50,7 @@ tq::Code code_of(const Folder& folder, const Shape& s) {
     }
     for (int part = 0; part < s.parts; ++part)
         code.add_chain(std::make_shared<tq::Chain>(s.d / s.parts, s.p, s.q, s.memory, tables.data()));
+    code.head_words = s.head_words;
     return code;
 }
 
@@ -74,10 +76,18 @@ void searches(const Folder& folder, const Shape& s, const tq::Code& code, const 
                squared = folder.read<float>("squared_norm");
     const auto constants = folder.read<double>("constants");
     const int64_t blocks = (s.n + tq::kLanes - 1) / tq::kLanes;
-    std::vector<uint32_t> packed((size_t)(blocks * code.words() * tq::kLanes));
-    tq::pack_rows(packed.data(), code.words(), 0, codes.data(), s.n, code.code_size);
-    const tq::Rows rows{&code, packed.data(), nullptr, scale.data(), nullptr, s.l2 ? squared.data() : nullptr,
-                        nullptr, nullptr, s.n};
+    const int words = (code.head_size() + 3) / 4;
+    std::vector<uint32_t> packed((size_t)(blocks * words * tq::kLanes));
+    tq::pack_rows(packed.data(), words, 0, codes.data(), s.n, code.code_size);
+    std::vector<uint8_t> tails;
+    for (int i = 0; i < s.n; ++i) {
+        const auto row = codes.begin() + (ptrdiff_t)i * code.code_size;
+        tails.insert(tails.end(), row + code.head_size(), row + code.code_size);
+    }
+    tq::Rows rows{&code, packed.data(), nullptr, scale.data(), nullptr, s.l2 ? squared.data() : nullptr,
+                  nullptr, nullptr, s.n};
+    rows.tails = tails.data();
+    if (s.head_words) rows.head = {0.5f, 1.0f};
     const tq::Queries asked{queries.data(), constants.data(), s.nq};
     std::vector<float> distances((size_t)(s.nq * s.k)), range_distances;
     std::vector<int64_t> ids((size_t)(s.nq * s.k)), range_ids;

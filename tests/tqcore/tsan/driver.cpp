@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "encode.h"
+#include "packing.h"
 #include "query_tables.h"
 #include "search.h"
 

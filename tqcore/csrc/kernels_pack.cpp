@@ -1,0 +1,64 @@
+// Sixteen rows of codes into lines of the scanning layout.
+#include "lanes.h"
+
+namespace tq::TQ_LEVEL {
+
+#if defined(__AVX2__) && !defined(__AVX512VBMI__)
+
+// Sixteen bytes of every row to the sixteen rows of every byte.
+static inline void transpose(const uint8_t* const* rows, ptrdiff_t at, uint8_t* out) {
+    __m256i x[8], y[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r)
+        x[r] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i*)(rows[r] + at))),
+                                       _mm_loadu_si128((const __m128i*)(rows[r + 8] + at)), 1);
+    // Rows r and r + 4 side by side, then r and r + 2, then neighbours: eight rows of a byte in half a lane.
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        y[2 * r] = _mm256_unpacklo_epi8(x[r], x[r + 4]);
+        y[2 * r + 1] = _mm256_unpackhi_epi8(x[r], x[r + 4]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        x[2 * r] = _mm256_unpacklo_epi8(y[r], y[r + 4]);
+        x[2 * r + 1] = _mm256_unpackhi_epi8(y[r], y[r + 4]);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+        y[2 * r] = _mm256_unpacklo_epi8(x[r], x[r + 4]);
+        y[2 * r + 1] = _mm256_unpackhi_epi8(x[r], x[r + 4]);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r)
+        _mm256_storeu_si256((__m256i*)out + r, _mm256_permute4x64_epi64(y[r], 0xD8));
+}
+
+void pack_block(const uint8_t* const* rows, int size, uint32_t* lines) {
+    int at = 0;
+    for (; at + 16 <= size; at += 16) transpose(rows, at, (uint8_t*)lines + (ptrdiff_t)at * kLanes);
+    if (at == size) return;
+    uint8_t last[kLanes][16] = {}, columns[16 * kLanes];
+    const uint8_t* copies[kLanes];
+    for (int r = 0; r < kLanes; ++r) {
+        copies[r] = last[r];
+        memcpy(last[r], rows[r] + at, (size_t)(size - at));
+    }
+    transpose(copies, 0, columns);
+    memcpy((uint8_t*)lines + (ptrdiff_t)at * kLanes, columns, (size_t)((size - at + 3) / 4 * 64));
+}
+
+#else
+
+void pack_block(const uint8_t* const* rows, int size, uint32_t* lines) {
+    for (int r = 0; r < kLanes; ++r) {
+        for (int w = 0; w < size / 4; ++w) memcpy(lines + w * kLanes + r, rows[r] + 4 * w, 4);
+        if (size % 4 == 0) continue;
+        uint32_t last = 0;
+        memcpy(&last, rows[r] + size / 4 * 4, (size_t)(size % 4));
+        lines[size / 4 * kLanes + r] = last;
+    }
+}
+
+#endif
+
+}  // namespace tq::TQ_LEVEL
