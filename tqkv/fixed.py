@@ -177,7 +177,7 @@ class FixedLayer(TurboQuantLayer):
                 store.write_one(step.leaving, *store.codec.encode(states))
             return step
         fixed = [layer for layer in self.shared.layers if isinstance(layer, FixedLayer)]
-        layers = [layer for layer in fixed if self._goes_with(layer)]
+        layers: list[FixedLayer] = [layer for layer in fixed if self._goes_with(layer)]
         for layer in layers:
             layer.settle()
         # Encoding a few rows takes long and little of the device, so keys and values go side by side.

@@ -57,7 +57,7 @@ def test_codes_are_those_of_the_cpu(options):
 
 
 @pytest.mark.parametrize("dims", [64, 128, 256])
-@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("options", [*OPTIONS, {"bits": 3, "key_plan": "calibrated"}])
 @pytest.mark.parametrize("pads", [0, 40])
 def test_fused_attention(tiny, ids, options, dims, pads, monkeypatch):
     """The kernel in a model against decoding: error at most twice that of eager attention over decoded bf16 states."""
@@ -124,10 +124,13 @@ def test_generate(tiny, ids, name, options):
         assert cache.stats.fused > 0
 
 
-@pytest.mark.parametrize("options", [{"bits": 3.5}, {"code": "mse", "bits": 4}])
+@pytest.mark.parametrize(
+    "options", [{"bits": 3.5}, {"code": "mse", "bits": 4}, {"bits": 3, "key_plan": "calibrated"}]
+)
 def test_steps_in_a_graph(tiny, ids, options):
     """A step captured once and replayed gives what the same steps give one by one."""
-    model = models(tiny, dtype=torch.float32)
+    # 200 tokens of a prompt are enough for plans of 64 dimensions.
+    model = models(tiny, head_dim=64 if "key_plan" in options else 128, dtype=torch.float32)
     caches = [TurboQuantCache(model.config, recent_tokens=16, max_length=300, **options) for _ in range(2)]
     want = feed(model, ids, caches[0], [100, *[1] * 40])[:, 110:]
     feed(model, ids, caches[1], [100, *[1] * 10])
@@ -142,6 +145,9 @@ def test_steps_in_a_graph(tiny, ids, options):
         graph.replay()
         got.append(logits.clone())
     assert int(cache.get_seq_length()) == 140
+    assert all(
+        (layer.key_store.codec.plan is not None) == ("key_plan" in options) for layer in cache.packed_layers
+    )
     torch.testing.assert_close(torch.cat(got, dim=1), want, rtol=2e-3, atol=2e-3)
 
 

@@ -102,6 +102,39 @@ def test_padding_and_masks(dtype, d):
     assert relative_error(decode_attention(*problem[0], **problem[1]), truth) < bound
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("d", [64, 128, 256])
+def test_queries_that_are_given_in_the_basis_of_the_keys(d, dtype):
+    problem = on_gpu(*random_problem(2, 6, 2, 2, d, [90, 700], extra=9, mean=True, dtype=dtype))
+    problem[1]["key_queries"] = torch.randn(2, 6, 2, d, device="cuda")
+    truth = reference.decode_attention(problem[0][0].float(), *problem[0][1:], **problem[1])
+    bound = {torch.float32: 2e-3, torch.bfloat16: 8e-3}[dtype]
+    assert relative_error(decode_attention(*problem[0], **problem[1]), truth) < bound
+
+
+@pytest.mark.parametrize("d", [64, 128, 256])
+def test_many_tokens_in_one_block(d):
+    """Sums of thousands of steps, and weights from one to below 2^-20 of the largest."""
+    problem = on_gpu(*random_problem(64, 4, 2, 1, d, [30000] * 64, scaling=6 / math.sqrt(d)))
+    truth = reference.decode_attention(
+        *(problem[0][0][:1], *(one_row(states) for states in problem[0][1:3]), problem[0][3][:1]),
+        **problem[1],
+    )
+    result = decode_attention(*problem[0], **problem[1])
+    assert relative_error(result[:1], truth) < 2e-3
+
+
+def one_row(states):
+    """The first row of the batch of packed states."""
+    return PackedStates(
+        states.codes[:1].contiguous(),
+        states.scales[:1].contiguous(),
+        states.bits,
+        states.tables,
+        states.signs,
+    )
+
+
 def test_what_is_masked_may_be_nan():
     (q, keys, values, lengths), keywords = on_gpu(*random_problem(2, 8, 2, 1, 128, [100, 37], extra=8))
     keywords["extra_lengths"] = torch.tensor([8, 5], dtype=torch.int32, device="cuda")

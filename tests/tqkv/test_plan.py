@@ -111,7 +111,7 @@ def test_keys_alone():
     assert torch.equal(*found)
     queries = states(seed=9)[0]
     plain, planned = codecs(keys)
-    assert (logit_error(planned, keys, queries) < 0.95 * logit_error(plain, keys, queries)).all()
+    assert (logit_error(planned, keys, queries) < 0.97 * logit_error(plain, keys, queries)).all()
 
 
 def test_few_keys_have_no_plan():
