@@ -274,7 +274,9 @@ def _in_pieces(states: torch.Tensor) -> bool:
 
 def _warps(head_dim: int, tiles: float) -> int:
     """Warps of a block, for as many tiles a multiprocessor: fewer start and end sooner, more wait less in between."""
-    return 16 if head_dim <= 128 else 12 if tiles > _LONG else 8
+    if head_dim <= 128:
+        return 16 if tiles > _LONG / 2 else 8
+    return 12 if tiles > _LONG else 8
 
 
 @lru_cache(maxsize=1024)
