@@ -49,7 +49,9 @@ def row_code(code: str, d: int, bits: float, memory: int, seed: int, device: tor
     """The code of a name, "chain", "mse" or "prod", with its tables on a device."""
     if code == "chain":
         return ChainCode(d, bits, memory, device)
-    return ScalarCode(d, bits, device) if code == "mse" else ProductCode(d, int(bits), seed, device)
+    if code == "mse":
+        return ScalarCode(d, bits, device, rounded=bits in (2, 4))
+    return ProductCode(d, int(bits), seed, device)
 
 
 class ChainCode(RowCode):
@@ -89,15 +91,17 @@ class ChainCode(RowCode):
 class ScalarCode(RowCode):
     """TurboQuant's Algorithm 1 (arXiv 2504.19874); at b + 1/2 bits half of the dimensions have one bit more.
 
-    At 2 and 4 bits the centroids are rounded as `tqkv.tables` has them: 0.6% more squared error at 4 bits.
+    With `rounded`, codes of 2 and 4 bits stand for the values of `tqkv.tables` instead of the centroids, which the
+    attention kernel looks up in bytes: 0.6% more squared error at 4 bits.
     """
 
-    def __init__(self, d: int, bits: float, device: torch.device) -> None:
+    def __init__(self, d: int, bits: float, device: torch.device, rounded: bool = False) -> None:
         low = math.floor(bits)
         first = 0 if bits == low else d // 2
         self._parts = [(0, first, low + 1), (first, d, low)] if first else [(0, d, low)]
-        centroids = [_centroids(d, b) for _, _, b in self._parts]
-        self._centroids = [torch.from_numpy(c).to(device) for c in centroids]
+        centroids = [lloyd_max(d, b) for _, _, b in self._parts]
+        values = [byte_tables("mse", d, bits).values()[0, 0, : 2**low]] if rounded else centroids
+        self._centroids = [torch.from_numpy(c).to(device) for c in values]
         self._boundaries = [torch.from_numpy(boundaries(c)).to(device) for c in centroids]
         self._sizes = [-(-(end - start) * b // 8) for start, end, b in self._parts]
         self.code_size = sum(self._sizes)
@@ -153,13 +157,6 @@ class ProductCode(RowCode):
         z = _bytes_to_bits(codes[:, self._prod.mse_size :], self.d).float() * 2 - 1
         error = z @ self._sketch
         return super().reconstruct(codes, scalars) + error * scalars[1][:, None]
-
-
-def _centroids(d: int, bits: int) -> np.ndarray:
-    """Centroids float32 [2**bits], those that the attention kernel looks up where it has the code."""
-    if bits in (2, 4):
-        return byte_tables("mse", d, bits).values()[0, 0, : 2**bits]
-    return lloyd_max(d, bits)
 
 
 def _index_to_bits(index: torch.Tensor, bits: int) -> torch.Tensor:
