@@ -9,8 +9,8 @@ queries of a group as the queries of one head), its flex attention, and a split 
 bfloat16 states (`tqbench/kv/bf16_decode.cu`).
 
 Beside each time of the packed kernel stand three that it cannot beat, `limits`: its bytes at the bandwidth of a copy,
-its look-ups at one pass of shared memory a cycle, and its instructions at four a cycle, all of them of the main loop
-alone and with no multiprocessor idle.
+its instructions of integers at two a cycle, and all its instructions at four, both of the main loop alone and with no
+multiprocessor idle.
 """
 
 from __future__ import annotations
@@ -23,31 +23,27 @@ from typing import Any
 import torch
 
 from tqbench.kv.decode_timing import copies, microseconds, packed_calls, plain_methods
-from tqcore.config import CHAIN_RATES
 
 _CASE: tuple[str, ...] = "heads", "kv_heads", "d", "batch", "tokens"
-# Warp instructions of the main loop for 16 tokens, keys and values, in sm_90 code of CUDA 13.0 without the branches
-# that raise the maximum: by head_dim and bits.
-_INSTRUCTIONS: dict[int, dict[float, int]] = {
-    64: {2: 293, 2.5: 334, 3: 348, 3.5: 361, 4: 342},
-    128: {2: 379, 2.5: 457, 3: 479, 3.5: 491, 4: 475},
-    256: {2: 773, 2.5: 940, 3: 948, 3.5: 975, 4: 978},
+# Warp instructions of the main loops for 16 tokens, keys and values: those of the integer unit, which a multiprocessor
+# issues two of a cycle, and all. Counted in sm_90 code of CUDA 13.0 for bfloat16 states, without the branches that raise
+# the maximum, by head_dim and bits.
+_INSTRUCTIONS: dict[int, dict[float, tuple[int, int]]] = {
+    64: {2: (147, 316), 2.5: (171, 344), 3: (160, 330), 3.5: (179, 364), 4: (158, 338)},
+    128: {2: (242, 456), 2.5: (254, 452), 3: (252, 462), 3.5: (263, 468), 4: (262, 472)},
+    256: {2: (420, 742), 2.5: (452, 756), 3: (460, 764), 3.5: (480, 784), 4: (476, 804)},
 }
 
 
 def limits(case: dict[str, int], bits: float, nbytes: int, options: argparse.Namespace) -> dict[str, float]:
-    """Microseconds that bytes, look-ups and instructions take at least."""
-    p, q = CHAIN_RATES[bits]
-    closing = [-(-(j + 1) * q // p) - -(-j * q // p) for j in range(p + 1)]
-    # A nibble takes one word of two values where it closes one dimension and continues into one, else two.
-    words = sum(1 if closing[j] == closing[j + 1] == 1 else 2 for j in range(p))
-    passes = 2 * 16 * case["d"] // q * words / 32
+    """Microseconds that bytes, integers and all instructions take at least."""
+    integers, instructions = _INSTRUCTIONS[case["d"]][bits]
     tiles = case["batch"] * case["kv_heads"] * case["tokens"] / 16
     cycles = options.clock * 1e3 * torch.cuda.get_device_properties(0).multi_processor_count
     return {
         "bytes": nbytes / options.bandwidth / 1e3,
-        "look_ups": tiles * passes / cycles,
-        "instructions": tiles * _INSTRUCTIONS[case["d"]][bits] / 4 / cycles,
+        "integers": tiles * integers / 2 / cycles,
+        "instructions": tiles * instructions / 4 / cycles,
     }
 
 

@@ -98,6 +98,59 @@ def _rate(rate: float, limit: float | None, digits: int) -> str:
     return f"{rate / 1e12:.{digits}f}" + (f" ({rate / limit:.0%})" if limit else "")
 
 
+_METHOD_NAMES = {
+    "dynamic": "bfloat16, `DynamicCache`",
+    "static": "bfloat16, `StaticCache`, a graph",
+    "flash": "bfloat16, allocated once, FlashAttention, a graph",
+    "cudnn": "bfloat16, allocated once, cuDNN, a graph",
+    "split": "bfloat16, allocated once, our split kernel, a graph",
+    "packed": "**packed, fixed capacity, a graph**",
+    "packed eager": "packed, fixed capacity",
+    "packed growing": "**packed, growing**",
+}
+
+
+def _models(record: dict[str, Any]) -> str:
+    """Steps of a whole model with every cache, a method a row; then prompts' peaks and the longest contexts."""
+    result, bits = record["results"], record["settings"]["bits"]
+    lines = [
+        "| batch x tokens | cache and attention | GiB of cache | ms a step | tokens/s | packed, a graph, is faster by |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for cell in result["cells"]:
+        packed = cell["methods"]["packed"]
+        for name, row in cell["methods"].items():
+            if "skipped" in row:
+                continue
+            factor = "" if name == "packed" else f"{row['ms'] / packed['ms']:.2f}"
+            cells = [
+                f"{cell['batch']} x {cell['tokens']:,}",
+                _METHOD_NAMES[name],
+                f"{row['cache_bytes'] / 2**30:.2f}",
+                f"{row['ms']:.2f}",
+                f"{row['tokens_per_second']:.1f}",
+                factor,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    notes = [f"{result['model']}, {result['parameters'] / 1e9:.1f} G random weights, {bits:g} bits"]
+    if prompt := result.get("prompt"):
+        peaks = [
+            f"{prompt[name]['prefill_peak_bytes'] / 2**30:.1f} and {prompt[name]['decode_peak_bytes'] / 2**30:.2f} GiB"
+            for name in ("dynamic", "packed")
+        ]
+        notes.append(
+            f"a prompt of {prompt['tokens']:,} tokens and steps after it peak at {peaks[0]} beside the weights with "
+            f"`DynamicCache`, at {peaks[1]} packed"
+        )
+    if longest := result.get("capacity"):
+        plain, packed = (longest[name]["tokens"] for name in ("bfloat16", "packed"))
+        notes.append(
+            f"the longest context that a step ran on: {plain:,} tokens in bfloat16, {packed:,} packed "
+            f"({packed / plain:.2f} times)"
+        )
+    return "\n".join([*lines, "", "; ".join(notes) + ". " + _device(record, "medians of steps")])
+
+
 def _rivals(record: dict[str, Any]) -> str:
     """Indexes of one CUDA device on one set: recall, bytes and times, a method and a number of probes a row."""
     k, data = record["settings"]["k"], record["dataset"]
@@ -139,6 +192,7 @@ def _device(
 DEVICE_TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "kv-distortion": ("kv-distortion", _distortion),
     "gpu-attention": ("gpu-attention", _attention),
+    "gpu-model": ("gpu-model", _models),
     "gpu-index": ("gpu-index", _index),
     "gpu-rivals": ("ann-cuda", _rivals),
 }
