@@ -16,9 +16,7 @@ constexpr int IN_FLIGHT = 4;         // partial results that a warp loads at a t
 constexpr int SHARING = 64;           // dimensions of a partial result that share a factor
 constexpr float NO_SCORE = -1e30f;
 constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
-#ifndef WEIGHT_BITS
-#define WEIGHT_BITS (STATE == 2 ? 8 : 16)  // of a token's weight, as a part of the largest in a step; bfloat16 has 8 too
-#endif
+constexpr int WEIGHT_BITS = STATE == 2 ? 8 : 16;  // of a token's weight, as a part of the largest in a step; bfloat16 has 8 too
 constexpr float MOST_WEIGHT = (1 << WEIGHT_BITS) - 1, MOST_QUERY = 32512.0f;  // of weights, and of coordinates of queries
 constexpr int MAGIC = 0x4b400000;     // 1.5 times 2^23
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
@@ -90,12 +88,6 @@ template <int BYTES>
 struct Codes {
     static constexpr int WORDS = (BYTES + 3) / 4;
     u32 words[WORDS];
-
-    // First word of the piece that ends with word `w`; w + 1 if none does.
-    static constexpr __device__ __forceinline__ int start(int w) {
-        constexpr int whole = BYTES / 16 * 4, eight = whole + BYTES % 16 / 8 * 2;
-        return w < whole ? (w % 4 == 3 ? w - 3 : w + 1) : w < eight ? (w == eight - 1 ? w - 1 : w + 1) : w;
-    }
 
     // Loads the piece that ends with word `w`, if there is one and `wanted`: once it is used up, that of the next tile.
     __device__ __forceinline__ void load(const unsigned char* tile, int lane, int w, bool wanted) {
