@@ -25,9 +25,9 @@ import torch
 from tqbench.kv.decode_timing import copies, microseconds, packed_calls, plain_methods
 
 _CASE: tuple[str, ...] = "heads", "kv_heads", "d", "batch", "tokens"
-# Warp instructions of the main loops for 16 tokens, keys and values: those of the integer unit, which a multiprocessor
-# issues two of a cycle, and all. Counted in sm_90 code of CUDA 13.0 for bfloat16 states, without the branches that raise
-# the maximum, by head_dim and bits.
+# Warp instructions of the main loops for 16 tokens, keys and values: those of the integer unit, two of which a
+# multiprocessor issues in a cycle, and all. Counted in sm_90 code of CUDA 13.0 for bfloat16 states without the branches
+# that raise the maximum, by head_dim and bits.
 _INSTRUCTIONS: dict[int, dict[float, tuple[int, int]]] = {
     64: {2: (147, 316), 2.5: (171, 344), 3: (160, 330), 3.5: (179, 364), 4: (158, 338)},
     128: {2: (242, 456), 2.5: (254, 452), 3: (252, 462), 3.5: (263, 468), 4: (262, 472)},

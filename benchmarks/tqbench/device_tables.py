@@ -114,7 +114,8 @@ def _models(record: dict[str, Any]) -> str:
     """Steps of a whole model with every cache, a method a row; then prompts' peaks and the longest contexts."""
     result, bits = record["results"], record["settings"]["bits"]
     lines = [
-        "| batch x tokens | cache and attention | GiB of cache | ms a step | tokens/s | packed, a graph, is faster by |",
+        "| batch x tokens | cache and attention | GiB of cache | ms a step | tokens/s "
+        "| packed in a graph is faster by |",
         "|---|---|---:|---:|---:|---:|",
     ]
     for cell in result["cells"]:
