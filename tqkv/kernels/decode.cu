@@ -6,10 +6,10 @@ __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, fl
     float* row = sums + warp * QUERY_PITCH;
     auto place = [&](int dim) { return row + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
     Turned turned;
-    turned.each(0, lane, [&](float& x, int dim) { x = *place(dim); });
-    turned.turn(p.value_signs[lane], p.value_rounds, false, lane);
+    turned.each<0>(lane, [&](float& x, int dim) { x = *place(dim); });
+    turned.turn<VALUE_ROUNDS>(p.value_signs[lane], false, lane);
     __syncwarp();
-    turned.each(p.value_rounds % 2, lane, [&](float x, int dim) { *place(dim) = x * p.value_shrink; });
+    turned.each<VALUE_ROUNDS>(lane, [&](float x, int dim) { *place(dim) = x * p.value_shrink; });
 }
 
 // Weighs what COUNT parts have of a query: their largest scores and weights to those of all and the parts' shares.
@@ -87,8 +87,8 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
 // Partial results of `count` queries from `first` on to the output, turned back to the original basis. Some warps a query
 // share its parts, then one turns.
 __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory, int first, int count) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z, odd = p.value_rounds % 2;
-    const int helpers = WARPS / count, query = warp / helpers, helper = warp - query * helpers;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z;
+    const int helpers = count == 1 ? WARPS : WARPS / count, query = count == 1 ? 0 : warp / helpers, helper = warp - query * helpers;
     float2* tops = (float2*)(memory + SUMS);           // [WARPS]
     float* merged = (float*)(memory + MERGED);         // [WARPS, D]
     u32 signs = 0;
@@ -148,9 +148,9 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     for (int h = 0; h < helpers; h++) {
         const float of_helper = __shfl_sync(~0u, share, h);
         const float* from = merged + (warp * helpers + h) * D;
-        sums.each(odd, lane, [&](float& x, int dim) { x += of_helper * from[dim]; });
+        sums.each<VALUE_ROUNDS>(lane, [&](float& x, int dim) { x += of_helper * from[dim]; });
     }
-    sums.turn(signs, p.value_rounds, true, lane);
+    sums.turn<VALUE_ROUNDS>(signs, true, lane);
     // A query that sees nothing gets zero.
     const float factor = total != 0 ? p.value_shrink * reciprocal(total) : 0.0f;
     State* out = p.out + at.packed(p, first + warp);
@@ -164,48 +164,55 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
 }
 
+// Of a query: open, granted to the block of its number by the last one to arrive, or declined by it.
 enum Turn : u32 { OPEN, GRANTED, DECLINED };
 
-// Which queries the block finishes, one a bit, once its partial results are in global memory. The last block to arrive finishes
-// all, or grants block i query i: so all are finished side by side. A block that waits in vain for a while declines, since those
-// that it waits for may need its place.
-__device__ __forceinline__ u32 arrive(const Problem& p, const Place& at, u32& shared) {
-    u32 *counter = p.counters + at.pair * (1 + QUERIES), *turns = counter + 1;
-    const u32 all = (1u << at.n) - 1, own = blockIdx.z;
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        const u32 lane = threadIdx.x;
-        u32 arrived = 0, mine = 0;
-        if (lane == 0) {
+// What a block does once its partial results are in global memory.
+struct Turns {
+    u32 *counter, *turns;
+    bool last, own;  // whether all others have arrived before, and whether the query of the block's number is its own
+
+    // Counts the block. Block i finishes query i once all have arrived, so that all are finished side by side: the counter is
+    // zero again then. A block that waits in vain for a while declines, since those that it waits for may need its place.
+    __device__ __forceinline__ Turns(const Problem& p, const Place& at, u32& shared) {
+        counter = p.counters + at.pair * (1 + QUERIES), turns = counter + 1;
+        const u32 number = blockIdx.z;
+        __syncthreads();
+        if (threadIdx.x == 0) {
             fence();
             // Counts up to the last block and back to zero, ready for the next launch.
-            arrived = atomicInc(counter, gridDim.z - 1);
-            fence();
-        }
-        const bool last = __shfl_sync(~0u, arrived, 0) == gridDim.z - 1;
-        if (!p.patience) {
-            mine = last ? all : 0;
-        } else if (last) {
-            const bool other = lane < at.n && lane != own;
-            const bool declined = other && atomicCAS(turns + lane, OPEN, GRANTED) == DECLINED;
-            if (declined) turns[lane] = OPEN;
-            mine = __ballot_sync(~0u, declined || (lane < at.n && lane == own));
-        } else if (own < at.n && lane == 0) {
-            const long long start = cycles();
-            u32 turn = OPEN;
-            while (turn == OPEN && cycles() - start < p.patience) turn = look(turns + own);
-            if (turn == OPEN) turn = atomicCAS(turns + own, OPEN, DECLINED);
-            if (turn == GRANTED) {
-                turns[own] = OPEN;
-                mine = 1u << own;
+            const bool is_last = atomicInc(counter, gridDim.z - 1) == gridDim.z - 1;
+            bool mine = is_last;
+            if (!is_last && p.patience && number < at.n) {
+                const long long start = cycles();
+                do mine = look(counter) == 0;
+                while (!mine && cycles() - start < p.patience);
+                // Granted meanwhile?
+                if (!mine) mine = atomicCAS(turns + number, OPEN, DECLINED) != OPEN;
             }
             fence();
+            shared = is_last | mine << 1;
         }
-        if (lane == 0) shared = mine;
+        __syncthreads();
+        last = shared & 1, own = shared & 2 && number < at.n;
     }
-    __syncthreads();
-    return shared;
-}
+
+    // Settles the turns for the next launch, by one warp. The last block gets the queries that others declined, one a bit.
+    __device__ __forceinline__ u32 settle(const Place& at, int lane) const {
+        const u32 number = blockIdx.z;
+        if (last) {
+            const bool declined = lane < at.n && lane != number && atomicCAS(turns + lane, OPEN, GRANTED) == DECLINED;
+            if (declined) turns[lane] = OPEN;
+            return __ballot_sync(~0u, declined);
+        }
+        if (own && lane == 0) {
+            // The last block is about to.
+            while (look(turns + number) != GRANTED);
+            turns[number] = OPEN;
+        }
+        return 0;
+    }
+};
 
 // Grid: (kv heads times blocks of 8 queries; batch; splits, and one more for tokens in full precision, which so comes late).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
@@ -223,14 +230,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
         attend_extra(p, at, memory);
     }
     merge(p, at, memory, at.pair * gridDim.z + blockIdx.z);
-    u32 mine = arrive(p, at, *(u32*)memory);
-    if (!p.patience) {
-        if (mine) finish(p, at, memory, 0, at.n);
-        return;
-    }
+    u32* shared = (u32*)memory;
+    const Turns turns(p, at, shared[0]);
+    // The query of the block's number, or all; then those that others declined.
+    int first = p.patience ? blockIdx.z : 0, count = p.patience ? turns.own : turns.last ? at.n : 0;
+    u32 declined = 0;
+    bool settled = false;
 #pragma unroll 1
-    for (; mine; mine &= mine - 1) {
-        finish(p, at, memory, __ffs(mine) - 1, 1);
+    while (true) {
+        if (count) finish(p, at, memory, first, count);
+        if (!settled) {
+            // All warps but the first are done early with a query.
+            if (p.patience && threadIdx.x / 32 == 1) {
+                const u32 rest = turns.settle(at, threadIdx.x % 32);
+                if (threadIdx.x % 32 == 0) shared[1] = rest;
+            }
+            if (!p.patience || !turns.last) return;
+        }
         __syncthreads();
+        if (!settled) declined = shared[1];
+        settled = true;
+        if (!declined) return;
+        first = __ffs(declined) - 1, count = 1;
+        declined &= declined - 1;
     }
 }

@@ -48,8 +48,6 @@ _SIZES = (
     "capacity",
     "extra",
     "splits",
-    "key_rounds",
-    "value_rounds",
     "patience",
 )
 
@@ -193,12 +191,12 @@ def decode_attention(
     # Blocks may wait for each other where all of them run at once.
     patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, _QUERIES) else 0
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
-    sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, *rounds, patience)
+    sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, patience)
     factors = (scaling / math.log(2), *(head_dim ** (-n / 2) for n in rounds))
     pointers = (None if x is None else x.data_ptr() for x in tensors)
     problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
     with torch.cuda.device(q.device):
-        kernel, shared = _kernel(head_dim, keys.bits, values.bits, _STATES[q.dtype], warps, q.device.index)
+        kernel, shared = _kernel(head_dim, keys.bits, values.bits, rounds, _STATES[q.dtype], warps, q.device.index)
         kernel((blocks, batch, parts), (warps * 32,), (problem,), shared)
     return out
 
@@ -362,7 +360,7 @@ def _counters(pairs: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _kernel(
-    head_dim: int, key_bits: float, value_bits: float, state: int, warps: int, _device: int
+    head_dim: int, key_bits: float, value_bits: float, rounds: tuple[int, int], state: int, warps: int, _device: int
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
@@ -372,6 +370,8 @@ def _kernel(
         "KEY_Q": key_q,
         "VALUE_P": value_p,
         "VALUE_Q": value_q,
+        "KEY_ROUNDS": rounds[0],
+        "VALUE_ROUNDS": rounds[1],
         "STATE": state,
         "WARPS": warps,
     }

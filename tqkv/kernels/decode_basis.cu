@@ -1,8 +1,8 @@
 // Decode attention over packed keys and values: sizes, types and look-ups. README.md says how the threads share the work.
 // The files are joined in the order of decode.py and compiled as one.
 //
-// Compiled with HEAD_DIM, KEY_P, KEY_Q, VALUE_P, VALUE_Q (nibbles per dimensions of each side), STATE (dtype of states:
-// 0 float32, 1 float16, 2 bfloat16) and WARPS.
+// Compiled with HEAD_DIM, KEY_P, KEY_Q, VALUE_P, VALUE_Q (nibbles per dimensions of each side), KEY_ROUNDS and VALUE_ROUNDS
+// of the rotations, STATE (dtype of states: 0 float32, 1 float16, 2 bfloat16) and WARPS.
 
 constexpr int D = HEAD_DIM;
 constexpr int QUERIES = 8;            // the n side of the matrix instruction
@@ -18,6 +18,7 @@ constexpr float NO_SCORE = -1e30f;
 constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
 constexpr int WEIGHT_BITS = STATE == 2 ? 8 : 16;  // of a token's weight, as a part of the largest in a step; bfloat16 has 8 too
 constexpr float MOST_WEIGHT = (1 << WEIGHT_BITS) - 1, MOST_QUERY = 32512.0f;  // of weights, and of coordinates of queries
+constexpr int PARTS = STATE == 2 ? 1 : 2;     // of 11 bits, into which a rotation splits a float32; bfloat16 has 8 bits
 constexpr int MAGIC = 0x4b400000;     // 1.5 times 2^23
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
 constexpr float LEAST = 1e-30f;       // factor of a partial result
@@ -103,7 +104,7 @@ struct Codes {
         } else if (w < w4) {
             load_if(wanted, tile + whole * 512 + (rest & 8) * 32 + lane * 4, words[w]);
         } else {
-            u16 last = 0;
+            u16 last = (u16)words[w];
             load_if(wanted, tile + whole * 512 + (rest & 12) * 32 + lane * 2, last);
             words[w] = last;
         }

@@ -48,7 +48,7 @@ struct Ring {
     }
 };
 
-// Scores the keys of a pair's tiles, turns scores into weights and passes them on. Weights of a step are 16-bit parts of its
+// Scores the keys of a pair's tiles, turns scores into weights and passes them on. Weights of a step are integer parts of its
 // largest one, whose factor is in the base of the running maximum. Largest scores and sums of weights of queries 2 t and
 // 2 t + 1 are left in top and weight, weight of the lane's tokens alone.
 __device__ __forceinline__ void score_keys(
@@ -168,13 +168,14 @@ __device__ __forceinline__ void add_values(
     }
 }
 
-// Attention over the packed tokens of a block; leaves the sums of every pair in shared memory.
+// Attention over the packed tokens of a block; leaves the sums of every pair in shared memory. The last warps rotate a query
+// each.
 __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at, unsigned char* memory, int split) {
     float2* factors = (float2*)(memory + FACTORS);
     float* biases = (float*)(factors + QUERIES);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool scores = warp < PAIRS;
-    const int pair = warp % PAIRS;
+    const int pair = warp % PAIRS, own_query = warp - (WARPS - at.n);
     float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
     // All that is needed early is asked for before anything waits.
     constexpr int ENTRIES = 2 * (KEY_Q + VALUE_Q), WORDS = ENTRIES + (VALUE_Q + 1) / 2;
@@ -182,7 +183,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     uint4 entry = make_uint4(0, 0, 0, 0);
     if (word < WORDS) entry = word < 2 * KEY_Q ? p.key_tables[word] : p.value_tables[word - 2 * KEY_Q];
     Query query;
-    query.load(p, at, warp, lane);
+    if (own_query >= 0) query.load(p, at, own_query, lane);
     // The rotation takes long and needs nothing else.
     in_this_order();
     const Share share(p, at, split, pair);
@@ -194,15 +195,13 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
 #pragma unroll
         for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, any);
         if (any) share.scales(p, share.first, lane, scales);
+        if (lane < 2 * SLOTS) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + lane) * 8, 1);
     } else {
 #pragma unroll
         for (int i = 0; i < STEP; i++) values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, any);
-        if (lane == 0) {
-#pragma unroll
-            for (int i = 0; i < 2 * SLOTS; i++) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + i) * 8, 1);
-        }
     }
-    if (warp < QUERIES) rotate(p, query, memory, factors, biases, warp, lane);
+    if (own_query >= 0) rotate(p, query, memory, factors, biases, own_query, lane);
+    if (threadIdx.x < QUERIES && (int)threadIdx.x >= at.n) factors[threadIdx.x] = make_float2(0, 0), biases[threadIdx.x] = 0;
     if (word < WORDS) ((uint4*)(memory + KEY_TABLES))[word] = entry;
     __syncthreads();
     if (scores) {

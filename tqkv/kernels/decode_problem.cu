@@ -15,7 +15,7 @@ struct Problem {
     float4* part_scalars;  // of every SHARING dimensions: largest score, weight, factor
     u32* counters;         // of a block of queries: arrivals, then the turn of every query
     long long q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
-    int heads, kv_heads, group, new_tokens, capacity, extra, splits, key_rounds, value_rounds;
+    int heads, kv_heads, group, new_tokens, capacity, extra, splits;
     int patience;                     // cycles that a block waits for the others to finish a query of its own; 0: the last one finishes all
     float scaling;                    // of the logits, times log2(e)
     float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)

@@ -9,8 +9,9 @@ struct Turned {
     static __device__ __forceinline__ int column(int odd, int lane, int h, int k) { return odd ? lane % 4 * 2 + 8 * k : lane / 4 + 8 * h; }
 
     // Calls f(x, element) for all that there are; with an even number of rounds pairs of elements are neighbours.
-    template <class F>
-    __device__ __forceinline__ void each(int odd, int lane, F f) {
+    template <int ROUNDS, class F>
+    __device__ __forceinline__ void each(int lane, F f) {
+        constexpr int odd = ROUNDS % 2;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
 #pragma unroll
@@ -42,11 +43,10 @@ struct Turned {
         for (int s = 0; s < 2; s++) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                // Products of the leading 11 bits and of the next ones.
                 const Parts u(x[h][s][0]), v(x[h][s][1]);
                 const u32 a0 = __float_as_int(left[s][0]), a1 = __float_as_int(left[s][1]), a2 = __float_as_int(left[s][2]), a3 = __float_as_int(left[s][3]);
                 multiply_tf32(y[h], a0, a1, a2, a3, u.high, v.high);
-                multiply_tf32(y[h], a0, a1, a2, a3, u.low, v.low);
+                if constexpr (PARTS == 2) multiply_tf32(y[h], a0, a1, a2, a3, u.low, v.low);
             }
         }
 #pragma unroll
@@ -56,23 +56,29 @@ struct Turned {
             for (int h = 0; h < 2; h++) {
                 const u32 b0 = __float_as_int(right[s][h]), b1 = __float_as_int(right[s][2 + h]);
                 multiply_tf32(z[h], u0.high, u1.high, u2.high, u3.high, b0, b1);
-                multiply_tf32(z[h], u0.low, u1.low, u2.low, u3.low, b0, b1);
+                if constexpr (PARTS == 2) multiply_tf32(z[h], u0.low, u1.low, u2.low, u3.low, b0, b1);
             }
         }
 #pragma unroll
         for (int i = 0; i < 8; i++) x[i / 4][i / 2 % 2][i % 2] = z[i / 2 % 2][i / 4 * 2 + i % 2];
     }
 
+    // The leading 11 bits and the next ones, or the nearest 11.
     struct Parts {
         u32 high, low;
         __device__ __forceinline__ Parts(float x) {
-            high = __float_as_int(x) & 0xffffe000u;
-            low = __float_as_int(x - __int_as_float(high)) & 0xffffe000u;
+            if constexpr (PARTS == 2) {
+                high = __float_as_int(x) & 0xffffe000u;
+                low = __float_as_int(x - __int_as_float(high)) & 0xffffe000u;
+            } else {
+                high = ((u32)__float_as_int(x) + 0x1000u) & 0xffffe000u, low = 0;
+            }
         }
     };
 
     // All rounds, or those of the inverse, but for what makes a rotation orthogonal.
-    __device__ __forceinline__ void turn(u32 signs, int rounds, bool inverse, int lane) {
+    template <int ROUNDS>
+    __device__ __forceinline__ void turn(u32 signs, bool inverse, int lane) {
         const int g = lane / 4, t = lane % 4;
         const float u = __popc(g & 2 * t) % 2 ? -1.0f : 1.0f, w = g % 2 ? -u : u;
         const bool inside = D == 256 || (g < D / 16 && 2 * t < D / 16);
@@ -80,8 +86,8 @@ struct Turned {
         const float rows[2][4] = {{u, u, w, w}, {u, -u, w, -w}};
         const float columns[2][4] = {{v, v * more, y, y * more}, {v * more, -v * more, y * more, -y * more}};
 #pragma unroll 1
-        for (int i = 0; i < rounds; i++) {
-            const int round = inverse ? rounds - 1 - i : i;
+        for (int i = 0; i < ROUNDS; i++) {
+            const int round = inverse ? ROUNDS - 1 - i : i;
             if (!inverse) flip(signs, round);
             if ((inverse ? round + 1 : round) % 2) transform(columns, rows);
             else transform(rows, columns);
@@ -114,11 +120,12 @@ struct Query {
 
     __device__ __forceinline__ void load(const Problem& p, const Place& at, int i, int lane) {
         const float2* steps = (const float2*)(p.key_tables + 2 * KEY_Q);
-        const int odd = p.key_rounds % 2, row = Turned::row(odd, lane, 0, 0);
+        constexpr int odd = KEY_ROUNDS % 2;
+        const int row = Turned::row(odd, lane, 0, 0);
 #pragma unroll
         for (int e = 0; e < 2; e++) units[e] = steps[(row + (odd ? 0 : e)) % KEY_Q];
-        const State* from = at.query(p, min(i, at.n - 1));
-        const float* ready = p.key_queries ? p.key_queries + at.packed(p, min(i, at.n - 1)) : nullptr;
+        const State* from = at.query(p, i);
+        const float* ready = KEY_ROUNDS == 0 && p.key_queries ? p.key_queries + at.packed(p, i) : nullptr;
         const float* means = p.key_mean ? p.key_mean + at.kv_head * D : nullptr;
         signs = p.key_signs[lane];
 #pragma unroll
@@ -156,13 +163,13 @@ __device__ __forceinline__ void rotate(
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         const float x = to_float(query.states[j / 4][j / 2 % 2][j % 2]);
-        turned.x[j / 4][j / 2 % 2][j % 2] = p.key_queries ? query.given[j / 4][j / 2 % 2][j % 2] : x;
+        turned.x[j / 4][j / 2 % 2][j % 2] = KEY_ROUNDS == 0 && p.key_queries ? query.given[j / 4][j / 2 % 2][j % 2] : x;
         bias += x * query.mean[j / 4][j / 2 % 2][j % 2];
     }
-    turned.turn(query.signs, p.key_rounds, false, lane);
-    turned.each(p.key_rounds % 2, lane, [&](float& x, int dim) {
+    turned.turn<KEY_ROUNDS>(query.signs, false, lane);
+    turned.each<KEY_ROUNDS>(lane, [&](float& x, int dim) {
         // A period divides 16, so the place in it depends on the row alone.
-        const float2 unit = query.units[p.key_rounds % 2 ? 0 : dim % 2];
+        const float2 unit = query.units[KEY_ROUNDS % 2 ? 0 : dim % 2];
         offset += x * unit.y;
         x *= unit.x;
         top = max_(top, fabsf(x));
@@ -181,7 +188,7 @@ __device__ __forceinline__ void rotate(
     }
     const float inverse = MOST_QUERY * reciprocal(top);
     unsigned char* row = memory + ROTATED + i * QUERY_ROW * 4;
-    turned.each(p.key_rounds % 2, lane, [&](float x, int dim) {
+    turned.each<KEY_ROUNDS>(lane, [&](float x, int dim) {
         const int integer = round_int(x * inverse), period = dim % KEY_CHUNK / KEY_Q;
         unsigned char* at = row + 4 * (dim / KEY_CHUNK * QUERY_CHUNK + period / 4 * KEY_Q + dim % KEY_Q) + period % 4;
         at[0] = (unsigned char)(integer >> 8), at[QUERY_ROW * 2] = (unsigned char)integer;
