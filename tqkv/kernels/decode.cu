@@ -6,10 +6,10 @@ __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, fl
     float* row = sums + warp * QUERY_PITCH;
     auto place = [&](int dim) { return row + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
     Turned turned;
-    turned.each<0>(lane, [&](float& x, int dim) { x = *place(dim); });
+    turned.each<0>(lane, [&](float& x, int dim, int) { x = *place(dim); });
     turned.turn<VALUE_ROUNDS>(p.value_signs[lane], false, lane);
     __syncwarp();
-    turned.each<VALUE_ROUNDS>(lane, [&](float x, int dim) { *place(dim) = x * p.value_shrink; });
+    turned.each<VALUE_ROUNDS>(lane, [&](float x, int dim, int) { *place(dim) = x * p.value_shrink; });
 }
 
 // Weighs what COUNT parts have of a query: their largest scores and weights to those of all and the parts' shares.
@@ -27,61 +27,59 @@ __device__ __forceinline__ float2 weigh(const float2 (&parts)[COUNT], float (&sh
     return all;
 }
 
-// Calls f(query, first of four dimensions) for all of n queries, whole warps at a time: half a warp without its own takes
-// those of the other half again.
-template <class F>
-__device__ __forceinline__ void each_four(int n, F f) {
-    const int items = n * (D / 4), lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int first = threadIdx.x - lane; first < items; first += THREADS) {
-        const int index = first + lane < items ? first + lane : first + lane % 16;
-        f(index / (D / 4), index % (D / 4) * 4);
-    }
-}
-
-// Sums of the pairs of warps to a partial result of the block in global memory, in the packed basis.
+// Sums of the pairs of warps to a partial result of the block in global memory, in the packed basis. A thread takes four
+// dimensions at a time, all at once.
 __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, u32 part) {
+    constexpr int FOURS = D / 4, AT_ONCE = (QUERIES * FOURS + THREADS - 1) / THREADS;
     const float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
-    float2* both = (float2*)(weights + PAIRS * QUERIES);  // [QUERIES] of the block
     float* sums = (float*)(memory + SUMS);
-    const bool extra = blockIdx.z == p.splits;
     auto place = [&](int i, int dim) { return sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
-    // Float16 of a part's size, whatever that is.
-    auto store = [&](int i, int dim, float4 x, float2 all) {
-        float top = max_(max_(fabsf(x.x), fabsf(x.y)), max_(fabsf(x.z), fabsf(x.w)));
-#pragma unroll
-        for (int stride = SHARING / 8; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
-        top = max_(top, LEAST);
-        const float inverse = reciprocal(top);
-        const u32 place = (part * QUERIES + i) * D + dim;
-        *(uint2*)(p.part_sums + place) = make_uint2(half_pair(x.x * inverse, x.y * inverse), half_pair(x.z * inverse, x.w * inverse));
-        if (dim % SHARING == 0) p.part_scalars[place / SHARING] = make_float4(all.x, all.y, top, 0);
-    };
+    const int items = at.n * FOURS;
+    auto item = [&](int j) { return min((int)threadIdx.x + j * THREADS, items - 1); };
+    float4 x[AT_ONCE];
+    float2 all[AT_ONCE];
     __syncthreads();
-    each_four(at.n, [&](int i, int dim) {
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+        const int i = item(j) / FOURS, dim = item(j) % FOURS * 4;
         float2 parts[PAIRS];
         float shares[PAIRS];
 #pragma unroll
         for (int w = 0; w < PAIRS; w++) parts[w] = make_float2(tops[w * QUERIES + i], weights[w * QUERIES + i]);
-        const float2 all = weigh(parts, shares);
-        float4 x = make_float4(0, 0, 0, 0);
+        all[j] = weigh(parts, shares);
+        x[j] = make_float4(0, 0, 0, 0);
 #pragma unroll
         for (int w = 0; w < PAIRS; w++) {
             const float4 y = *(const float4*)(place(i, dim) + w * PAIR_PITCH);
-            x.x += shares[w] * y.x, x.y += shares[w] * y.y, x.z += shares[w] * y.z, x.w += shares[w] * y.w;
+            x[j].x += shares[w] * y.x, x[j].y += shares[w] * y.y, x[j].z += shares[w] * y.z, x[j].w += shares[w] * y.w;
         }
-        if (!extra) {
-            store(i, dim, x, all);
-            return;
+    }
+    if (blockIdx.z == p.splits) {
+        // Tokens in full precision are in the basis of the states. Nobody else reads a place.
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) {
+            const int i = item(j) / FOURS, dim = item(j) % FOURS * 4;
+            if (threadIdx.x + j * THREADS < items) *(float4*)place(i, dim) = x[j];
         }
-        // Nobody else reads the place.
-        *(float4*)place(i, dim) = x;
-        if (dim == 0) both[i] = all;
-    });
-    if (!extra) return;
-    turn_extra(p, at, sums);
-    __syncthreads();
-    each_four(at.n, [&](int i, int dim) { store(i, dim, *(const float4*)place(i, dim), both[i]); });
+        turn_extra(p, at, sums);
+        __syncthreads();
+#pragma unroll
+        for (int j = 0; j < AT_ONCE; j++) x[j] = *(const float4*)place(item(j) / FOURS, item(j) % FOURS * 4);
+    }
+#pragma unroll
+    for (int j = 0; j < AT_ONCE; j++) {
+        // Float16 of a part's size, whatever that is.
+        float top = max_(max_(fabsf(x[j].x), fabsf(x[j].y)), max_(fabsf(x[j].z), fabsf(x[j].w)));
+#pragma unroll
+        for (int stride = SHARING / 8; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
+        if (threadIdx.x + j * THREADS >= items) continue;
+        top = max_(top, LEAST);
+        const float inverse = reciprocal(top);
+        const int dim = item(j) % FOURS * 4;
+        const u32 to = (part * QUERIES + item(j) / FOURS) * D + dim;
+        *(uint2*)(p.part_sums + to) = make_uint2(half_pair(x[j].x * inverse, x[j].y * inverse), half_pair(x[j].z * inverse, x[j].w * inverse));
+        if (dim % SHARING == 0) p.part_scalars[to / SHARING] = make_float4(all[j].x, all[j].y, top, 0);
+    }
 }
 
 // Partial results of `count` queries from `first` on to the output, turned back to the original basis. Some warps a query
@@ -148,7 +146,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     for (int h = 0; h < helpers; h++) {
         const float of_helper = __shfl_sync(~0u, share, h);
         const float* from = merged + (warp * helpers + h) * D;
-        sums.each<VALUE_ROUNDS>(lane, [&](float& x, int dim) { x += of_helper * from[dim]; });
+        sums.each<VALUE_ROUNDS>(lane, [&](float& x, int dim, int) { x += of_helper * from[dim]; });
     }
     sums.turn<VALUE_ROUNDS>(signs, true, lane);
     // A query that sees nothing gets zero.
@@ -158,8 +156,8 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     for (int h = 0; h < 2; h++) {
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int c = Turned::column(0, lane, h, k);
-            if (c < D / 16) store_pair(out + 16 * c + Turned::row(0, lane, h, k), sums.x[h][k][0] * factor, sums.x[h][k][1] * factor);
+            const int first = Turned::element(0, lane, h, k, 0);
+            if (first < D) store_pair(out + first, sums.x[h][k][0] * factor, sums.x[h][k][1] * factor);
         }
     }
 }
@@ -188,9 +186,9 @@ struct Turns {
                 do mine = look(counter) == 0;
                 while (!mine && cycles() - start < p.patience);
                 // Granted meanwhile?
-                if (!mine) mine = atomicCAS(turns + number, OPEN, DECLINED) != OPEN;
+                if (!mine) mine = atomicCAS(turns + number, OPEN, DECLINED) != OPEN, fence();
             }
-            fence();
+            if (is_last) fence();
             shared = is_last | mine << 1;
         }
         __syncthreads();

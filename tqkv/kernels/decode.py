@@ -35,20 +35,19 @@ _SOURCES = (
     *("decode_rotation", "decode_packed", "decode_extra", "decode"),
 )
 # Members of the kernel's argument, in order.
-_POINTERS = (
-    *("q", "key_codes", "value_codes", "key_scales", "value_scales", "key_tables", "value_tables"),
-    *("key_signs", "value_signs", "key_mean", "lengths", "starts", "extra_lengths", "extra_mask"),
-    *("extra_k", "extra_v", "key_queries", "out", "part_sums", "part_scalars", "counters"),
-)
-_SIZES = (
-    "heads",
-    "kv_heads",
-    "group",
-    "new_tokens",
-    "capacity",
-    "extra",
-    "splits",
-    "patience",
+_MEMBERS = (
+    *((name, ctypes.c_void_p) for name in ("q", "lengths", "starts", "key_tables", "value_tables", "key_signs")),
+    *((name, ctypes.c_void_p) for name in ("key_mean", "key_queries")),
+    *((name, ctypes.c_int32) for name in ("q_batch", "q_head", "q_token", "heads", "kv_heads", "group")),
+    *((name, ctypes.c_int32) for name in ("new_tokens", "capacity", "splits")),
+    ("share", ctypes.c_uint32),
+    *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
+    ("patience", ctypes.c_int32),
+    *((name, ctypes.c_void_p) for name in ("key_codes", "value_codes", "key_scales", "value_scales")),
+    *((name, ctypes.c_void_p) for name in ("part_sums", "part_scalars", "counters", "value_signs", "out")),
+    *((name, ctypes.c_void_p) for name in ("extra_k", "extra_v", "extra_lengths", "extra_mask")),
+    *((f"{name}_{axis}", ctypes.c_int64) for name in "kv" for axis in ("batch", "head", "token")),
+    ("extra", ctypes.c_int32),
 )
 
 
@@ -84,13 +83,7 @@ class PackedStates:
 class _Problem(ctypes.Structure):
     """``Problem`` of decode_problem.cu."""
 
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((f"{name}_{axis}", ctypes.c_int64) for name in "qkv" for axis in ("batch", "head", "token")),
-        *((name, ctypes.c_int32) for name in _SIZES),
-        *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
-        ("share", ctypes.c_uint32),
-    )
+    _fields_ = _MEMBERS
 
 
 def decode_attention(
@@ -154,7 +147,7 @@ def decode_attention(
     if out is None:
         out = torch.empty(batch, heads, new, head_dim, dtype=q.dtype, device=q.device)
     _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, key_queries, out)
-    if not _in_pieces(q):
+    if not _in_pieces(q) or sum((n - 1) * step for n, step in zip(q.shape, q.stride(), strict=True)) >= 1 << 31:
         q = q.contiguous()
     group = heads // kv_heads
     blocks = kv_heads * -(-group * new // _QUERIES)
@@ -167,34 +160,54 @@ def decode_attention(
     scalars = torch.empty(
         pairs, parts, _QUERIES, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device
     )
-    tensors = (
-        *(q, keys.codes, values.codes, keys.scales, values.scales),
-        _device_tables(_table_bytes(keys.tables), q.device),
-        _device_tables(_table_bytes(values.tables), q.device),
-        *(
-            _sign_words(keys.signs),
-            _sign_words(values.signs),
-            keys.mean,
-            lengths,
-            starts,
-            extra_lengths,
-            extra_mask,
-        ),
-        *((extra_k, extra_v) if extra else (None, None)),
-        *(key_queries, out, sums, scalars, _counters(pairs, q.device)),
-    )
-    strides = [
-        stride
-        for states in (q, extra_k, extra_v)
-        for stride in ((0, 0, 0) if states is None else states.stride()[:3])
-    ]
     # Blocks may wait for each other where all of them run at once.
     patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, _QUERIES) else 0
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
-    sizes = (heads, kv_heads, group, new, tiles * 16, extra, splits, patience)
-    factors = (scaling / math.log(2), *(head_dim ** (-n / 2) for n in rounds))
-    pointers = (None if x is None else x.data_ptr() for x in tensors)
-    problem = _Problem(*pointers, *strides, *sizes, *factors, -(-(1 << 32) // splits) & 0xFFFFFFFF)
+    tensors = {
+        "q": q,
+        "lengths": lengths,
+        "starts": starts,
+        "key_tables": _device_tables(_table_bytes(keys.tables), q.device),
+        "value_tables": _device_tables(_table_bytes(values.tables), q.device),
+        "key_signs": _sign_words(keys.signs),
+        "key_mean": keys.mean,
+        "key_queries": key_queries,
+        "key_codes": keys.codes,
+        "value_codes": values.codes,
+        "key_scales": keys.scales,
+        "value_scales": values.scales,
+        "part_sums": sums,
+        "part_scalars": scalars,
+        "counters": _counters(pairs, q.device),
+        "value_signs": _sign_words(values.signs),
+        "out": out,
+        "extra_k": extra_k if extra else None,
+        "extra_v": extra_v if extra else None,
+        "extra_lengths": extra_lengths,
+        "extra_mask": extra_mask,
+    }
+    strides = {
+        f"{name}_{axis}": stride
+        for name, states in (("q", q), ("k", extra_k), ("v", extra_v))
+        if states is not None
+        for axis, stride in zip(("batch", "head", "token"), states.stride(), strict=False)
+    }
+    problem = _Problem(
+        **{name: None if x is None else x.data_ptr() for name, x in tensors.items()},
+        **strides,
+        heads=heads,
+        kv_heads=kv_heads,
+        group=group,
+        new_tokens=new,
+        capacity=tiles * 16,
+        splits=splits,
+        share=-(-(1 << 32) // splits) & 0xFFFFFFFF,
+        scaling=scaling / math.log(2),
+        key_shrink=head_dim ** (-rounds[0] / 2),
+        value_shrink=head_dim ** (-rounds[1] / 2),
+        patience=patience,
+        extra=extra,
+    )
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(head_dim, keys.bits, values.bits, rounds, _STATES[q.dtype], warps, q.device.index)
         kernel((blocks, batch, parts), (warps * 32,), (problem,), shared)
@@ -382,7 +395,7 @@ def _kernel(
     # pitch; in place of those what each warp merges.
     pairs, sides = warps // 2, 1 if head_dim == 64 else 2
     words = -(-head_dim // 4 // key_q // 4) * key_q
-    rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 1) * 4 + 12)
+    rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 4) * 4 + 64 + 12)
     sums = pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
     merged = warps * (8 + head_dim * 4)
     small = 4 * pairs * _QUERIES * 4

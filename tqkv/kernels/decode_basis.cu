@@ -49,7 +49,7 @@ constexpr int VALUE_ROWS = VALUE_CHUNK + CARRIED;
 constexpr int KEY_TILE = 32 * KEY_BYTES, VALUE_TILE = 32 * VALUE_BYTES;
 
 // Rotated queries, high bytes and low bytes, and sums of the warps in shared memory, padded against bank conflicts.
-constexpr int QUERY_CHUNK = QUERY_WORDS + 1, QUERY_ROW = 8 * QUERY_CHUNK;  // words
+constexpr int QUERY_CHUNK = QUERY_WORDS + 4, QUERY_LOW = 4 * QUERY_CHUNK, QUERY_ROW = 2 * QUERY_LOW + 16;  // words
 constexpr int CHUNK_PITCH = VALUE_CHUNK + 4, QUERY_PITCH = 8 * SIDES * CHUNK_PITCH + 4;
 constexpr int PAIR_PITCH = QUERIES * QUERY_PITCH;
 

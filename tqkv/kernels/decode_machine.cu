@@ -20,7 +20,6 @@ __device__ __forceinline__ float minus_infinity() { return __int_as_float(0xff80
 __device__ __forceinline__ float half_float(u16 h) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(h)); return y; }
 __device__ __forceinline__ u16 float_half(float x) { u16 h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
 __device__ __forceinline__ u16 float_brain(float x) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
-__device__ __forceinline__ int round_int(float x) { int y; asm("cvt.rni.s32.f32 %0, %1;" : "=r"(y) : "f"(x)); return y; }
 // The integer next to x, up to 65535, in the low half of a word.
 __device__ __forceinline__ u32 round_bits(float x) { return (u32)__float_as_int(x + 8388608.0f); }
 __device__ __forceinline__ u32 half_pair(float lo, float hi) {
@@ -82,8 +81,8 @@ __device__ __forceinline__ void in_this_order() { asm volatile("" : : : "memory"
 __device__ __forceinline__ long long cycles() { long long x; asm volatile("mov.u64 %0, %clock64;" : "=l"(x)); return x; }
 // Orders what the thread, and those it has met, wrote before and what it reads after, for the whole device.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
-// A word that other blocks change.
-__device__ __forceinline__ u32 look(const u32* p) { u32 x; asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory"); return x; }
+// A word that other blocks change; what they wrote before can be read once it is seen.
+__device__ __forceinline__ u32 look(const u32* p) { u32 x; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory"); return x; }
 
 // Barriers in shared memory: a phase ends with its `count`th arrival; `phase` is its parity.
 __device__ __forceinline__ void barrier_set(u32 barrier, int count) {

@@ -1,25 +1,28 @@
-// Pointers and sizes; strides count elements.
+// Pointers and sizes; strides count elements. What is asked for first comes first: a launch finds no argument in the cache.
 struct Problem {
     const State* q;
+    const int *lengths, *starts;
+    const uint4 *key_tables, *value_tables;  // of `Tables`, then the step and the offset of every dimension of a period
+    const u32* key_signs;                    // of each lane, as `turn` takes them
+    const float* key_mean;
+    const float* key_queries;  // queries in the basis of the packed keys, or null: then the rotation gives them
+    int q_batch, q_head, q_token, heads, kv_heads, group, new_tokens, capacity, splits;
+    u32 share;                        // 2^32 over splits, rounded up
+    float scaling;                    // of the logits, times log2(e)
+    float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
+    int patience;                     // cycles that a block waits for the others to finish a query of its own; 0: the last one finishes all
     const unsigned char *key_codes, *value_codes;
     const u16 *key_scales, *value_scales;
-    const uint4 *key_tables, *value_tables;  // of `Tables`, then the step and the offset of every dimension of a period
-    const u32 *key_signs, *value_signs;  // of each lane, as `turn` takes them
-    const float* key_mean;
-    const int *lengths, *starts, *extra_lengths;
-    const unsigned char* extra_mask;
-    const State *extra_k, *extra_v;
-    const float* key_queries;  // queries in the basis of the packed keys, or null: then the rotation gives them
-    State* out;
     u16* part_sums;
     float4* part_scalars;  // of every SHARING dimensions: largest score, weight, factor
     u32* counters;         // of a block of queries: arrivals, then the turn of every query
-    long long q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token;
-    int heads, kv_heads, group, new_tokens, capacity, extra, splits;
-    int patience;                     // cycles that a block waits for the others to finish a query of its own; 0: the last one finishes all
-    float scaling;                    // of the logits, times log2(e)
-    float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
-    u32 share;                        // 2^32 over splits, rounded up
+    const u32* value_signs;
+    State* out;
+    const State *extra_k, *extra_v;
+    const int* extra_lengths;
+    const unsigned char* extra_mask;
+    long long k_batch, k_head, k_token, v_batch, v_head, v_token;
+    int extra;
 };
 
 struct Place {
@@ -35,7 +38,7 @@ struct Place {
         return (((long long)batch * p.heads + head(p, i)) * p.new_tokens + token(p, i)) * D;
     }
     __device__ __forceinline__ const State* query(const Problem& p, int i) const {
-        return p.q + batch * p.q_batch + head(p, i) * p.q_head + token(p, i) * p.q_token;
+        return p.q + (batch * p.q_batch + head(p, i) * p.q_head + token(p, i) * p.q_token);
     }
 };
 

@@ -5,10 +5,13 @@
 struct Turned {
     float x[2][2][2];
 
-    static __device__ __forceinline__ int row(int odd, int lane, int h, int k) { return odd ? lane / 4 + 8 * h : lane % 4 * 2 + 8 * k; }
-    static __device__ __forceinline__ int column(int odd, int lane, int h, int k) { return odd ? lane % 4 * 2 + 8 * k : lane / 4 + 8 * h; }
+    // The element x[h][k][e] is; that of a lane and steps h, k and e from there are sums of different bits.
+    static __device__ __forceinline__ constexpr int element(int odd, int lane, int h, int k, int e) {
+        return odd ? 16 * (lane % 4 * 2 + 8 * k + e) + lane / 4 + 8 * h : 16 * (lane / 4 + 8 * h) + lane % 4 * 2 + 8 * k + e;
+    }
 
-    // Calls f(x, element) for all that there are; with an even number of rounds pairs of elements are neighbours.
+    // Calls f(x, element, what of it is the same in all lanes) for all that there are; with an even number of rounds pairs of
+    // elements are neighbours.
     template <int ROUNDS, class F>
     __device__ __forceinline__ void each(int lane, F f) {
         constexpr int odd = ROUNDS % 2;
@@ -16,10 +19,10 @@ struct Turned {
         for (int h = 0; h < 2; h++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                const int c = column(odd, lane, h, k), first = 16 * c + row(odd, lane, h, k);
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    if (D == 256 || c + (odd ? e : 0) < D / 16) f(x[h][k][e], first + (odd ? 16 * e : e));
+                    const int i = element(odd, lane, h, k, e);
+                    if (i < D) f(x[h][k][e], i, element(odd, 0, h, k, e));
                     else x[h][k][e] = 0;
                 }
             }
@@ -85,7 +88,7 @@ struct Turned {
         const float v = inside ? u : 0, y = inside ? w : 0, more = D == 256 ? 1 : 0;
         const float rows[2][4] = {{u, u, w, w}, {u, -u, w, -w}};
         const float columns[2][4] = {{v, v * more, y, y * more}, {v * more, -v * more, y * more, -y * more}};
-#pragma unroll 1
+#pragma unroll
         for (int i = 0; i < ROUNDS; i++) {
             const int round = inverse ? ROUNDS - 1 - i : i;
             if (!inverse) flip(signs, round);
@@ -120,10 +123,8 @@ struct Query {
 
     __device__ __forceinline__ void load(const Problem& p, const Place& at, int i, int lane) {
         const float2* steps = (const float2*)(p.key_tables + 2 * KEY_Q);
-        constexpr int odd = KEY_ROUNDS % 2;
-        const int row = Turned::row(odd, lane, 0, 0);
 #pragma unroll
-        for (int e = 0; e < 2; e++) units[e] = steps[(row + (odd ? 0 : e)) % KEY_Q];
+        for (int e = 0; e < 2; e++) units[e] = steps[Turned::element(KEY_ROUNDS % 2, lane, 0, 0, e) % KEY_Q];
         const State* from = at.query(p, i);
         const float* ready = KEY_ROUNDS == 0 && p.key_queries ? p.key_queries + at.packed(p, i) : nullptr;
         const float* means = p.key_mean ? p.key_mean + at.kv_head * D : nullptr;
@@ -132,13 +133,13 @@ struct Query {
         for (int h = 0; h < 2; h++) {
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                const int c = Turned::column(0, lane, h, k), first = 16 * c + Turned::row(0, lane, h, k);
+                const int first = Turned::element(0, lane, h, k, 0);
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     states[h][k][e] = 0;
                     mean[h][k][e] = given[h][k][e] = 0;
                 }
-                if (D < 256 && c >= D / 16) continue;
+                if (first >= D) continue;
                 load_pair(states[h][k], from + first);
                 if (ready) {
                     const float2 both = *(const float2*)(ready + first);
@@ -152,6 +153,12 @@ struct Query {
         }
     }
 };
+
+// Where the high byte of a dimension lies in a rotated query: a sum over the bits of the dimension.
+__device__ __forceinline__ constexpr int query_byte(int dim) {
+    const int period = dim % KEY_CHUNK / KEY_Q;
+    return 4 * (dim / KEY_CHUNK * QUERY_CHUNK + period / 4 * KEY_Q + dim % KEY_Q) + period % 4;
+}
 
 // Rotates the query of a warp into shared memory, as 16-bit integers that pair with entries of tables. Its factors turn a sum
 // of products into a base-2 logit: the first times the sum, plus the second.
@@ -167,9 +174,9 @@ __device__ __forceinline__ void rotate(
         bias += x * query.mean[j / 4][j / 2 % 2][j % 2];
     }
     turned.turn<KEY_ROUNDS>(query.signs, false, lane);
-    turned.each<KEY_ROUNDS>(lane, [&](float& x, int dim) {
-        // A period divides 16, so the place in it depends on the row alone.
-        const float2 unit = query.units[KEY_ROUNDS % 2 ? 0 : dim % 2];
+    turned.each<KEY_ROUNDS>(lane, [&](float& x, int, int step) {
+        // A period divides 8: the place in it depends on the lane and, of neighbours, on which of both it is.
+        const float2 unit = query.units[KEY_ROUNDS % 2 ? 0 : step % 2];
         offset += x * unit.y;
         x *= unit.x;
         top = max_(top, fabsf(x));
@@ -187,11 +194,12 @@ __device__ __forceinline__ void rotate(
         biases[i] = bias * p.scaling;
     }
     const float inverse = MOST_QUERY * reciprocal(top);
-    unsigned char* row = memory + ROTATED + i * QUERY_ROW * 4;
-    turned.each<KEY_ROUNDS>(lane, [&](float x, int dim) {
-        const int integer = round_int(x * inverse), period = dim % KEY_CHUNK / KEY_Q;
-        unsigned char* at = row + 4 * (dim / KEY_CHUNK * QUERY_CHUNK + period / 4 * KEY_Q + dim % KEY_Q) + period % 4;
-        at[0] = (unsigned char)(integer >> 8), at[QUERY_ROW * 2] = (unsigned char)integer;
-        if (KEY_HALVES) at[2] = at[QUERY_ROW * 2 + 2] = 0;
+    unsigned char* row = memory + ROTATED + i * QUERY_ROW * 4 + query_byte(Turned::element(KEY_ROUNDS % 2, lane, 0, 0, 0));
+    turned.each<KEY_ROUNDS>(lane, [&](float x, int, int step) {
+        // The integer is the end of the sum's mantissa.
+        const int integer = __float_as_int(x * inverse + __int_as_float(MAGIC));
+        unsigned char* at = row + query_byte(step);
+        at[0] = (unsigned char)(integer >> 8), at[QUERY_LOW * 4] = (unsigned char)integer;
+        if (KEY_HALVES) at[2] = at[QUERY_LOW * 4 + 2] = 0;
     });
 }

@@ -5,14 +5,16 @@ struct Fragments {
     // From the bytes of rotated queries: the lane's chunk of query g, and what its last nibbles give to the next one.
     __device__ __forceinline__ void load(const u32* rotated, int g, int t) {
         load(high, rotated + g * QUERY_ROW, t);
-        load(low, rotated + g * QUERY_ROW + QUERY_ROW / 2, t);
+        load(low, rotated + g * QUERY_ROW + QUERY_LOW, t);
     }
+
+    static __device__ __forceinline__ u32& word(u32 (&words)[KEY_GROUPS * KEY_TERMS], int i) { return words[i / KEY_Q * KEY_TERMS + i % KEY_Q]; }
 
     static __device__ __forceinline__ void load(u32 (&words)[KEY_GROUPS * KEY_TERMS], const u32* row, int t) {
 #pragma unroll
-        for (int group = 0; group < KEY_GROUPS; group++) {
-#pragma unroll
-            for (int i = 0; i < KEY_Q; i++) words[group * KEY_TERMS + i] = row[t * QUERY_CHUNK + group * KEY_Q + i];
+        for (int i = 0; i < QUERY_WORDS; i += 4) {
+            const uint4 four = *(const uint4*)(row + t * QUERY_CHUNK + i);
+            word(words, i) = four.x, word(words, i + 1) = four.y, word(words, i + 2) = four.z, word(words, i + 3) = four.w;
         }
 #pragma unroll
         for (int group = 0; group < KEY_GROUPS; group++) {

@@ -126,7 +126,6 @@ inline float min_nan(float x, float y) { return std::isnan(x) || std::isnan(y) ?
 inline float minus_infinity() { return -INFINITY; }
 inline float half_float(u16 h) { _Float16 x; std::memcpy(&x, &h, 2); return (float)x; }
 inline u16 float_half(float x) { const _Float16 y = (_Float16)x; u16 h; std::memcpy(&h, &y, 2); return h; }
-inline int round_int(float x) { return (int)std::nearbyint(x); }
 inline u32 round_bits(float x) { return (u32)__float_as_int(x + 8388608.0f); }
 inline u32 half_pair(float low, float high) { return float_half(low) | (u32)float_half(high) << 16; }
 inline u16 float_brain(float x) {
