@@ -86,12 +86,15 @@ def relative_error(result, truth):
 
 
 @pytest.mark.parametrize(
-    ("d", "bits", "value_bits"),
-    [(64, 3.5, 2.5), (128, 2.5, 3.0), (128, 4.0, 3.5), (256, 3.5, 3.5), (256, 3.0, 2.0)],
+    ("d", "heads", "bits", "value_bits"),
+    [
+        *[(64, 6, 3.5, 2.5), (64, 3, 2.5, 3.5), (128, 6, 2.5, 3.0), (128, 4, 4.0, 3.5)],
+        *[(256, 6, 3.5, 3.5), (256, 2, 3.0, 2.0)],
+    ],
 )
-def test_rates_and_widths(d, bits, value_bits):
+def test_rates_and_widths(d, heads, bits, value_bits):
     arguments, keywords = random_problem(
-        2, 6, 1, 1, d, [333, 17], bits=bits, value_bits=value_bits, mean=True, extra=5
+        2, heads, 1, 1, d, [333, 17], bits=bits, value_bits=value_bits, mean=True, extra=5
     )
     truth = reference.decode_attention(*arguments, **keywords)
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
@@ -106,8 +109,9 @@ def test_masks_and_several_new_tokens():
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
 
 
-def test_bfloat16_and_what_lies_behind_the_tokens():
-    arguments, keywords = random_problem(1, 7, 1, 1, 128, [100], dtype=torch.bfloat16)
+@pytest.mark.parametrize("heads", [7, 4])
+def test_bfloat16_and_what_lies_behind_the_tokens(heads):
+    arguments, keywords = random_problem(1, heads, 1, 1, 128, [100], dtype=torch.bfloat16)
     truth = reference.decode_attention(arguments[0].float(), *arguments[1:], **keywords)
     for states in arguments[1:3]:
         states.scales[:, :, 100:] = torch.nan

@@ -31,7 +31,7 @@ __device__ __forceinline__ float2 weigh(const float2 (&parts)[COUNT], float (&sh
 // dimensions at a time, all at once.
 __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, u32 part) {
     constexpr int FOURS = D / 4, AT_ONCE = (QUERIES * FOURS + THREADS - 1) / THREADS;
-    const float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
+    const float2* of_pairs = (const float2*)(memory + SMALL);
     float* sums = (float*)(memory + SUMS);
     auto place = [&](int i, int dim) { return sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
     const int items = at.n * FOURS;
@@ -45,7 +45,10 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
         float2 parts[PAIRS];
         float shares[PAIRS];
 #pragma unroll
-        for (int w = 0; w < PAIRS; w++) parts[w] = make_float2(tops[w * QUERIES + i], weights[w * QUERIES + i]);
+        for (int w = 0; w < PAIRS; w += 2) {
+            const float4 two = *(const float4*)(of_pairs + i * PAIRS + w);
+            parts[w] = make_float2(two.x, two.y), parts[w + 1] = make_float2(two.z, two.w);
+        }
         all[j] = weigh(parts, shares);
         x[j] = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -88,7 +91,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z;
     const int helpers = count == 1 ? WARPS : WARPS / count, query = count == 1 ? 0 : warp / helpers, helper = warp - query * helpers;
     float2* tops = (float2*)(memory + SUMS);           // [WARPS]
-    float* merged = (float*)(memory + MERGED);         // [WARPS, D]
+    float* merged = (float*)(memory + MERGED);         // [WARPS, Turned::SIZE]
     u32 signs = 0;
     if (warp < count) signs = p.value_signs[lane];
     if (query < count) {
@@ -126,28 +129,23 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
             }
         }
         if (lane == 0) tops[warp] = all;
+        float* to = merged + warp * Turned::SIZE + Turned::place(VALUE_ROUNDS % 2, lane * PER_LANE);
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e += 2) *(float2*)(merged + warp * D + lane * PER_LANE + e) = make_float2(sums[e], sums[e + 1]);
+        for (int e = 0; e < PER_LANE; e++) to[Turned::place(VALUE_ROUNDS % 2, e)] = sums[e];
     }
     __syncthreads();
     if (warp >= count) return;
-    // A lane weighs one helper's part.
-    const float2 part = lane < helpers ? tops[warp * helpers + lane] : make_float2(NO_SCORE, 0);
-    float top = part.y != 0 ? part.x : NO_SCORE;
+    float2 parts_of[WARPS];
+    float shares[WARPS];
 #pragma unroll
-    for (int stride = 16; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
-    // A part that saw nothing has weight 0 and sums 0.
-    const float share = part.y != 0 ? exp2_(part.x - top) : 0.0f;
-    float total = share * part.y;
-#pragma unroll
-    for (int stride = 16; stride > 0; stride /= 2) total += __shfl_xor_sync(~0u, total, stride);
+    for (int h = 0; h < WARPS; h++) parts_of[h] = h < helpers ? tops[warp * helpers + h] : make_float2(NO_SCORE, 0);
+    const float total = weigh(parts_of, shares).y;
     Turned sums = {};
-#pragma unroll 4
-    for (int h = 0; h < helpers; h++) {
-        const float of_helper = __shfl_sync(~0u, share, h);
-        const float* from = merged + (warp * helpers + h) * D;
-        sums.each<VALUE_ROUNDS>(lane, [&](float& x, int dim, int) { x += of_helper * from[dim]; });
+#pragma unroll
+    for (int h = 0; h < WARPS; h++) {
+        if (h < helpers) sums.add(merged + (warp * helpers + h) * Turned::SIZE, shares[h], lane);
     }
+    sums.each<VALUE_ROUNDS>(lane, [](float&, int, int) {});
     sums.turn<VALUE_ROUNDS>(signs, true, lane);
     // A query that sees nothing gets zero.
     const float factor = total != 0 ? p.value_shrink * reciprocal(total) : 0.0f;

@@ -19,7 +19,7 @@ from tqkv.tables import ByteTables
 
 __all__ = ["PackedStates", "decode_attention"]
 
-_QUERIES = 8  # of a block: the n side of the matrix instruction
+_QUERIES = 8  # of a block, or 4 where a head has no more: the n side of the matrix instruction has 8 columns
 _ROUNDS = 3  # of a rotation, at most
 _LONG = 100  # tiles a multiprocessor from which a block of more warps pays
 _SHARING = 64  # dimensions of a partial result that share a factor
@@ -150,18 +150,19 @@ def decode_attention(
     if not _in_pieces(q) or sum((n - 1) * step for n, step in zip(q.shape, q.stride(), strict=True)) >= 1 << 31:
         q = q.contiguous()
     group = heads // kv_heads
-    blocks = kv_heads * -(-group * new // _QUERIES)
+    queries = _QUERIES // 2 if group * new <= _QUERIES // 2 else _QUERIES
+    blocks = kv_heads * -(-group * new // queries)
     pairs = batch * blocks
     multiprocessors = _multiprocessors(q.device)
     warps = _warps(head_dim, pairs * tiles / multiprocessors)
     splits = _plan(pairs, tiles, extra > 0, multiprocessors, warps)
     parts = splits + (extra > 0)
-    sums = torch.empty(pairs, parts, _QUERIES, head_dim, dtype=torch.float16, device=q.device)
+    sums = torch.empty(pairs, parts, queries, head_dim, dtype=torch.float16, device=q.device)
     scalars = torch.empty(
-        pairs, parts, _QUERIES, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device
+        pairs, parts, queries, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device
     )
     # Blocks may wait for each other where all of them run at once.
-    patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, _QUERIES) else 0
+    patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, queries) else 0
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
     tensors = {
         "q": q,
@@ -209,7 +210,9 @@ def decode_attention(
         extra=extra,
     )
     with torch.cuda.device(q.device):
-        kernel, shared = _kernel(head_dim, keys.bits, values.bits, rounds, _STATES[q.dtype], warps, q.device.index)
+        kernel, shared = _kernel(
+            head_dim, keys.bits, values.bits, rounds, _STATES[q.dtype], queries, warps, q.device.index
+        )
         kernel((blocks, batch, parts), (warps * 32,), (problem,), shared)
     return out
 
@@ -373,7 +376,7 @@ def _counters(pairs: int, device: torch.device) -> torch.Tensor:
 
 @lru_cache(maxsize=64)
 def _kernel(
-    head_dim: int, key_bits: float, value_bits: float, rounds: tuple[int, int], state: int, warps: int, _device: int
+    head_dim: int, key_bits: float, value_bits: float, rounds: tuple[int, int], state: int, queries: int, warps: int, _device: int
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
@@ -386,6 +389,7 @@ def _kernel(
         "KEY_ROUNDS": rounds[0],
         "VALUE_ROUNDS": rounds[1],
         "STATE": state,
+        "QUERIES": queries,
         "WARPS": warps,
     }
     folder = files("tqkv").joinpath("kernels")
@@ -395,8 +399,8 @@ def _kernel(
     # pitch; in place of those what each warp merges.
     pairs, sides = warps // 2, 1 if head_dim == 64 else 2
     words = -(-head_dim // 4 // key_q // 4) * key_q
-    rings = pairs * 4 * (16 + 592) + _QUERIES * (8 * (words + 4) * 4 + 64 + 12)
-    sums = pairs * _QUERIES * (head_dim + 32 * sides + 4) * 4
-    merged = warps * (8 + head_dim * 4)
-    small = 4 * pairs * _QUERIES * 4
+    rings = pairs * 4 * (16 + 16 + 72 * queries) + queries * (8 * (words + 4) * 4 + 64 + 12)
+    sums = pairs * queries * (head_dim + 32 * sides + 4) * 4
+    merged = warps * (8 + 256 * 4)
+    small = 2 * pairs * queries * 4
     return module.kernel("decode"), 80 + 32 * (key_q + value_q) + max(rings, small + max(sums, merged))

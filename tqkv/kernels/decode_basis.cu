@@ -2,10 +2,10 @@
 // The files are joined in the order of decode.py and compiled as one.
 //
 // Compiled with HEAD_DIM, KEY_P, KEY_Q, VALUE_P, VALUE_Q (nibbles per dimensions of each side), KEY_ROUNDS and VALUE_ROUNDS
-// of the rotations, STATE (dtype of states: 0 float32, 1 float16, 2 bfloat16) and WARPS.
+// of the rotations, STATE (dtype of states: 0 float32, 1 float16, 2 bfloat16), QUERIES of a block (4 or 8) and WARPS.
 
 constexpr int D = HEAD_DIM;
-constexpr int QUERIES = 8;            // the n side of the matrix instruction
+constexpr int OWN = QUERIES / 4;      // queries of a lane in the matrix instruction: 2 t and 2 t + 1 of its 8 columns, or t in both
 constexpr int TILE = 16;              // tokens
 constexpr int STEP = 2;                // tiles that a pair of warps takes at a time
 constexpr int PAIRS = WARPS / 2;      // of a warp that scores keys and one that adds up values
@@ -67,8 +67,8 @@ constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
 constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
 constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW * 4;
 constexpr int SMALL = BARRIERS;                               // after the loop, in place of all this
-constexpr int SUMS = SMALL + 4 * PAIRS * QUERIES * 4;
-constexpr int MERGED = SUMS + WARPS * 8;                      // in the last block, what each warp merges
+constexpr int SUMS = SMALL + QUERIES * PAIRS * 8;               // largest score and weight of every query and pair before them
+constexpr int MERGED = SUMS + WARPS * 8;                      // what each warp merges of a query
 
 #if STATE == 0
 typedef float State;

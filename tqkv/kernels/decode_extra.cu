@@ -89,11 +89,11 @@ __device__ __forceinline__ void attend_extra(const Problem& p, const Place& at, 
         }
         load(values, v, p.v_token, next);
     }
-    float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
+    float2* of_pairs = (float2*)(memory + SMALL);
     float* out = (float*)(memory + SUMS) + pair * PAIR_PITCH + first * QUERY_PITCH;
 #pragma unroll
     for (int i = 0; i < HALF; i++) {
-        if (lane == 0) tops[pair * QUERIES + first + i] = top[i], weights[pair * QUERIES + first + i] = weight[i];
+        if (lane == 0) of_pairs[(first + i) * PAIRS + pair] = make_float2(top[i], weight[i]);
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) {
             int dim = lane * PER_LANE + e;

@@ -68,6 +68,12 @@ __device__ __forceinline__ void load_if(bool wanted, const void* p, u16& a) {
         : "+h"(a) : "l"(p), "r"((int)wanted));
 }
 
+// `x`, but not before `y` is there: what waits for one load of a thread may wait for those that it issued since.
+__device__ __forceinline__ bool after(bool x, u32 y) {
+    u32 z; asm volatile("{.reg .pred p; or.b32 %0, %1, 1; setp.ne.b32 p, %0, 0; selp.b32 %0, %2, 0, p;}" : "=&r"(z) : "r"(y), "r"((u32)x));
+    return z;
+}
+
 // Sixteen bytes of shared memory that do not change; read again wherever they are asked for.
 __device__ __forceinline__ uint4 shared_words(u32 address) {
     uint4 x;

@@ -49,11 +49,11 @@ struct Ring {
 };
 
 // Scores the keys of a pair's tiles, turns scores into weights and passes them on. Weights of a step are integer parts of its
-// largest one, whose factor is in the base of the running maximum. Largest scores and sums of weights of queries 2 t and
-// 2 t + 1 are left in top and weight, weight of the lane's tokens alone.
+// largest one, whose factor is in the base of the running maximum. Largest scores and sums of weights of the lane's queries are
+// left in top and weight, weight of the lane's tokens alone.
 __device__ __forceinline__ void score_keys(
     const Problem& p, const Share& share, const Fragments& queries, const Tables& tables, Codes<KEY_BYTES> (&keys)[STEP],
-    u16 (&scales)[2], Ring ring, const float2 (&factor)[2], float (&top)[2], float (&weight)[2]
+    u16 (&scales)[2], Ring ring, const float2 (&factor)[OWN], float (&top)[OWN], float (&weight)[OWN]
 ) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
 #pragma unroll 1
@@ -65,7 +65,9 @@ __device__ __forceinline__ void score_keys(
         const u32 now = share.seen(step, lane, scales);
         if (more) share.scales(p, next, lane, scales);
 
-        float x[2 * STEP][2], value_scale[2 * STEP], highest[2] = {NO_SCORE, NO_SCORE};
+        float x[2 * STEP][OWN], value_scale[2 * STEP], highest[OWN];
+#pragma unroll
+        for (int k = 0; k < OWN; k++) highest[k] = NO_SCORE;
 #pragma unroll
         for (int i = 0; i < 2 * STEP; i++) {
             const u32 both = __shfl_sync(~0u, now, i / 2 * TILE + 2 * g + i % 2);
@@ -75,9 +77,10 @@ __device__ __forceinline__ void score_keys(
             value_scale[i] = max_(either, 0.0f);
             const float scale = log2_(max_(either, LEAST_SCALE));
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
+            for (int k = 0; k < OWN; k++) {
                 // Fits: 256 dimensions times 254 times 32512, and what low bytes add.
-                const float sum = (float)(256 * high[i / 2][i % 2 * 2 + k] + low[i / 2][i % 2 * 2 + k]);
+                const int second = OWN == 2 ? low[i / 2][i % 2 * 2 + k] : high[i / 2][i % 2 * 2 + 1];
+                const float sum = (float)(256 * high[i / 2][i % 2 * 2 + k] + second);
                 x[i][k] = key_scale * (factor[k].x * sum + factor[k].y) + nothing;
                 highest[k] = max_(highest[k], x[i][k] + scale);
             }
@@ -85,23 +88,26 @@ __device__ __forceinline__ void score_keys(
 #pragma unroll
         for (int stride = 4; stride < 32; stride *= 2) {
 #pragma unroll
-            for (int k = 0; k < 2; k++) highest[k] = max_(highest[k], __shfl_xor_sync(~0u, highest[k], stride));
+            for (int k = 0; k < OWN; k++) highest[k] = max_(highest[k], __shfl_xor_sync(~0u, highest[k], stride));
         }
-        const bool raise = __any_sync(~0u, highest[0] > top[0] + HEADROOM || highest[1] > top[1] + HEADROOM);
+        bool higher = false;
+#pragma unroll
+        for (int k = 0; k < OWN; k++) higher |= highest[k] > top[k] + HEADROOM;
+        const bool raise = __any_sync(~0u, higher);
         ring.wait_empty();
         Slot& slot = ring.slot();
         if (raise) {
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
+            for (int k = 0; k < OWN; k++) {
                 const float raised = max_(top[k], highest[k]), keep = exp2_(top[k] - raised);
                 top[k] = raised;
                 weight[k] *= keep;
-                if (g == 0) slot.keep[2 * t + k] = keep;
+                if (g == 0) slot.keep[OWN * t + k] = keep;
             }
         }
         if (lane == 0) slot.raised = raise;
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < OWN; k++) {
             u32 weights[2 * STEP];
             float sum = 0;
 #pragma unroll
@@ -112,9 +118,9 @@ __device__ __forceinline__ void score_keys(
             }
             const float share_of_all = exp2_(highest[k] - top[k]);
             weight[k] += share_of_all * sum;
-            if (g == 0) slot.factor[2 * t + k] = share_of_all * (1 / MOST_WEIGHT);
+            if (g == 0) slot.factor[OWN * t + k] = share_of_all * (1 / MOST_WEIGHT);
 #pragma unroll
-            for (int i = 0; i < STEP; i++) slot.weights[i][2 * t + k][g] = permute(weights[2 * i], weights[2 * i + 1], 0x5410);
+            for (int i = 0; i < STEP; i++) slot.weights[i][OWN * t + k][g] = permute(weights[2 * i], weights[2 * i + 1], 0x5410);
         }
         ring.pass(true, lane);
     }
@@ -123,10 +129,10 @@ __device__ __forceinline__ void score_keys(
 // Adds up the weighted values of a pair's tiles.
 __device__ __forceinline__ void add_values(
     const Problem& p, const Share& share, const Tables& tables, const float2* units, Codes<VALUE_BYTES> (&values)[STEP], Ring ring,
-    float (&sums)[VALUE_ROWS][4]
+    float (&sums)[VALUE_ROWS][2 * OWN]
 ) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    float total[2] = {0, 0};
+    float total[OWN] = {};
 #pragma unroll 1
     for (u32 step = share.first; step < share.end; step += PAIRS * STEP) {
         const u32 next = step + PAIRS * STEP;
@@ -134,13 +140,12 @@ __device__ __forceinline__ void add_values(
         ring.wait_full();
         const Slot& slot = ring.slot();
         if (slot.raised) {
-            const float keep[2] = {slot.keep[2 * t], slot.keep[2 * t + 1]};
 #pragma unroll
-            for (int k = 0; k < 2; k++) total[k] *= keep[k];
+            for (int k = 0; k < OWN; k++) {
+                const float keep = slot.keep[OWN * t + k];
+                total[k] *= keep;
 #pragma unroll
-            for (int r = 0; r < VALUE_ROWS; r++) {
-#pragma unroll
-                for (int k = 0; k < 4; k++) sums[r][k] *= keep[k % 2];
+                for (int r = 0; r < VALUE_ROWS; r++) sums[r][k] *= keep, sums[r][OWN + k] *= keep;
             }
         }
         Weights weights;
@@ -151,12 +156,12 @@ __device__ __forceinline__ void add_values(
 #pragma unroll
     for (int r = 0; r < CARRIED; r++) {
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < OWN; k++) {
             // What belongs to the first dimensions of the next chunk is in the lanes of the chunk before.
             const float x = __shfl_sync(~0u, sums[VALUE_CHUNK + r][k], (lane + 28) % 32);
-            const float y = __shfl_sync(~0u, sums[VALUE_CHUNK + r][2 + k], (lane + 28) % 32);
+            const float y = __shfl_sync(~0u, sums[VALUE_CHUNK + r][OWN + k], (lane + 28) % 32);
             sums[r][k] += SIDES == 2 && lane < 4 ? y : x;
-            sums[r][2 + k] += lane < 4 ? x : y;
+            sums[r][OWN + k] += lane < 4 ? x : y;
         }
     }
     // From entries to what they stand for.
@@ -164,7 +169,7 @@ __device__ __forceinline__ void add_values(
     for (int r = 0; r < VALUE_CHUNK; r++) {
         const float2 unit = units[r % VALUE_Q];
 #pragma unroll
-        for (int k = 0; k < 4; k++) sums[r][k] = unit.x * sums[r][k] + unit.y * total[k % 2];
+        for (int k = 0; k < 2 * OWN; k++) sums[r][k] = unit.x * sums[r][k] + unit.y * total[k % OWN];
     }
 }
 
@@ -176,7 +181,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool scores = warp < PAIRS;
     const int pair = warp % PAIRS, own_query = warp - (WARPS - at.n);
-    float *tops = (float*)(memory + SMALL), *weights = tops + PAIRS * QUERIES;
+    float2* of_pairs = (float2*)(memory + SMALL);
     // All that is needed early is asked for before anything waits.
     constexpr int ENTRIES = 2 * (KEY_Q + VALUE_Q), WORDS = ENTRIES + (VALUE_Q + 1) / 2;
     const int word = threadIdx.x;
@@ -184,23 +189,25 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     if (word < WORDS) entry = word < 2 * KEY_Q ? p.key_tables[word] : p.value_tables[word - 2 * KEY_Q];
     Query query;
     if (own_query >= 0) query.load(p, at, own_query, lane);
-    // The rotation takes long and needs nothing else.
     in_this_order();
     const Share share(p, at, split, pair);
     const bool any = share.first < share.end;
     Codes<KEY_BYTES> keys[STEP];
     Codes<VALUE_BYTES> values[STEP];
     u16 scales[2] = {0, 0};
+    // The rotation takes long, so it is not to wait for codes; those of values are needed late.
     if (scores) {
+        const bool now = own_query < 0 ? any : after(any, query.last_word());
 #pragma unroll
-        for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, any);
+        for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, now);
         if (any) share.scales(p, share.first, lane, scales);
         if (lane < 2 * SLOTS) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + lane) * 8, 1);
-    } else {
+    }
+    if (own_query >= 0) rotate(p, query, memory, factors, biases, own_query, lane);
+    if (!scores) {
 #pragma unroll
         for (int i = 0; i < STEP; i++) values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, any);
     }
-    if (own_query >= 0) rotate(p, query, memory, factors, biases, own_query, lane);
     if (threadIdx.x < QUERIES && (int)threadIdx.x >= at.n) factors[threadIdx.x] = make_float2(0, 0), biases[threadIdx.x] = 0;
     if (word < WORDS) ((uint4*)(memory + KEY_TABLES))[word] = entry;
     __syncthreads();
@@ -208,33 +215,32 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         const Tables tables = {shared_address(memory + KEY_TABLES)};
         Fragments queries;
         queries.load((const u32*)(memory + ROTATED), g, t);
-        const float2 factor[2] = {factors[2 * t], factors[2 * t + 1]};
-        const float bias[2] = {biases[2 * t], biases[2 * t + 1]};
-        float top[2] = {NO_SCORE, NO_SCORE}, weight[2] = {0, 0};
+        float2 factor[OWN];
+        float bias[OWN], top[OWN], weight[OWN];
+#pragma unroll
+        for (int k = 0; k < OWN; k++) {
+            factor[k] = factors[OWN * t + k], bias[k] = biases[OWN * t + k];
+            top[k] = NO_SCORE, weight[k] = 0;
+        }
         score_keys(p, share, queries, tables, keys, scales, Ring(memory, pair), factor, top, weight);
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
+        for (int k = 0; k < OWN; k++) {
 #pragma unroll
             for (int stride = 4; stride < 32; stride *= 2) weight[k] += __shfl_xor_sync(~0u, weight[k], stride);
         }
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            if (g == 0) {
-                tops[pair * QUERIES + 2 * t + k] = top[k] + bias[k];
-                weights[pair * QUERIES + 2 * t + k] = weight[k];
-            }
+        for (int k = 0; k < OWN; k++) {
+            if (g == 0) of_pairs[(OWN * t + k) * PAIRS + pair] = make_float2(top[k] + bias[k], weight[k]);
         }
     } else {
         const Tables tables = {shared_address(memory + VALUE_TABLES)};
-        float sums[VALUE_ROWS][4];
-#pragma unroll
-        for (int r = 0; r < VALUE_ROWS; r++) sums[r][0] = sums[r][1] = sums[r][2] = sums[r][3] = 0;
+        float sums[VALUE_ROWS][2 * OWN] = {};
         add_values(p, share, tables, (const float2*)(memory + VALUE_UNITS), values, Ring(memory, pair), sums);
         __syncthreads();
 #pragma unroll
-        for (int k = 0; k < 2 * SIDES; k++) {
-            float* out = (float*)(memory + SUMS) + pair * PAIR_PITCH + (2 * t + k % 2) * QUERY_PITCH + (g + k / 2 * 8) * CHUNK_PITCH;
+        for (int k = 0; k < OWN * SIDES; k++) {
+            float* out = (float*)(memory + SUMS) + pair * PAIR_PITCH + (OWN * t + k % OWN) * QUERY_PITCH + (g + k / OWN * 8) * CHUNK_PITCH;
 #pragma unroll
             for (int r = 0; r < VALUE_CHUNK; r += 4) *(float4*)(out + r) = make_float4(sums[r][k], sums[r + 1][k], sums[r + 2][k], sums[r + 3][k]);
         }

@@ -10,6 +10,21 @@ struct Turned {
         return odd ? 16 * (lane % 4 * 2 + 8 * k + e) + lane / 4 + 8 * h : 16 * (lane / 4 + 8 * h) + lane % 4 * 2 + 8 * k + e;
     }
 
+    // Where x[h][k][e] of a lane lies among those of all, 8 of a lane one after the other, for element i; a sum over bits too.
+    static constexpr int SIZE = 256;
+    static __device__ __forceinline__ constexpr int place(int odd, int i) {
+        const int near = odd ? i / 16 : i % 16, far = odd ? i % 16 : i / 16;
+        return (far % 8 * 4 + near % 8 / 2) * 8 + far / 8 * 4 + near / 8 * 2 + near % 2;
+    }
+    // Adds `share` of what lies there. Places of no element hold anything.
+    __device__ __forceinline__ void add(const float* all, float share, int lane) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float4 four = *(const float4*)(all + lane * 8 + h * 4);
+            x[h][0][0] += share * four.x, x[h][0][1] += share * four.y, x[h][1][0] += share * four.z, x[h][1][1] += share * four.w;
+        }
+    }
+
     // Calls f(x, element, what of it is the same in all lanes) for all that there are; with an even number of rounds pairs of
     // elements are neighbours.
     template <int ROUNDS, class F>
@@ -118,6 +133,11 @@ __device__ __forceinline__ void store_pair(State* to, float x, float y) {
 struct Query {
     State states[2][2][2];
     float mean[2][2][2], given[2][2][2];  // given: what the rotation would give
+    // That came last.
+    __device__ __forceinline__ u32 last_word() const {
+        if constexpr (sizeof(State) == 4) return __float_as_int(to_float(states[D == 256][1][1]));
+        else return states[D == 256][1][1];
+    }
     float2 units[2];  // step and offset of the dimensions that the lane holds once rotated: of all, or of odd and even ones
     u32 signs;
 
@@ -199,7 +219,7 @@ __device__ __forceinline__ void rotate(
         // The integer is the end of the sum's mantissa.
         const int integer = __float_as_int(x * inverse + __int_as_float(MAGIC));
         unsigned char* at = row + query_byte(step);
-        at[0] = (unsigned char)(integer >> 8), at[QUERY_LOW * 4] = (unsigned char)integer;
+        at[0] = (unsigned char)((OWN == 2 ? integer : integer + 128) >> 8), at[QUERY_LOW * 4] = (unsigned char)integer;
         if (KEY_HALVES) at[2] = at[QUERY_LOW * 4 + 2] = 0;
     });
 }

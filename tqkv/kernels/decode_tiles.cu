@@ -1,11 +1,16 @@
-// The queries as operands of the matrix instruction: the lane's words pair with those that `score` looks up.
+// The queries as operands of the matrix instruction: the lane's words pair with those that `score` looks up. Of 8 queries a
+// column is one, in two operands; of 4 it is the high bytes of one or the low bytes, which have signs then.
 struct Fragments {
     u32 high[KEY_GROUPS * KEY_TERMS], low[KEY_GROUPS * KEY_TERMS];
 
-    // From the bytes of rotated queries: the lane's chunk of query g, and what its last nibbles give to the next one.
+    // From the bytes of rotated queries: the lane's chunk of column g, and what its last nibbles give to the next one.
     __device__ __forceinline__ void load(const u32* rotated, int g, int t) {
-        load(high, rotated + g * QUERY_ROW, t);
-        load(low, rotated + g * QUERY_ROW + QUERY_LOW, t);
+        if constexpr (OWN == 2) {
+            load(high, rotated + g * QUERY_ROW, t);
+            load(low, rotated + g * QUERY_ROW + QUERY_LOW, t);
+        } else {
+            load(high, rotated + g / 2 * QUERY_ROW + g % 2 * QUERY_LOW, t);
+        }
     }
 
     static __device__ __forceinline__ u32& word(u32 (&words)[KEY_GROUPS * KEY_TERMS], int i) { return words[i / KEY_Q * KEY_TERMS + i % KEY_Q]; }
@@ -29,8 +34,8 @@ struct Fragments {
     }
 };
 
-// Scores of STEP tiles: tokens 2 g and 2 g + 1 of a tile against queries 2 t and 2 t + 1, in two sums of which the first counts
-// 256 times. Codes that are used up are replaced by those of the next tiles, at next(tile).
+// Scores of STEP tiles: tokens 2 g and 2 g + 1 of a tile against the lane's queries, in two sums of which the first counts
+// 256 times: of 4 queries the second is the next column of `high`. Codes that are used up are replaced by those of the next tiles, at next(tile).
 template <class Next>
 __device__ __forceinline__ void score(
     int (&high)[STEP][4], int (&low)[STEP][4], Codes<KEY_BYTES> (&codes)[STEP], const Fragments& queries, const Tables& tables,
@@ -54,7 +59,7 @@ __device__ __forceinline__ void score(
             if (KEY_HALVES) words[1] = words[0] >> 16;
             if (term % 2 == 0) continue;
             multiply_signed(high[tile], a[tile], queries.high[term - 1], queries.high[term], high[tile]);
-            multiply_unsigned(low[tile], a[tile], queries.low[term - 1], queries.low[term], low[tile]);
+            if constexpr (OWN == 2) multiply_unsigned(low[tile], a[tile], queries.low[term - 1], queries.low[term], low[tile]);
         }
         term++;
     };
@@ -90,53 +95,57 @@ __device__ __forceinline__ void score(
     replace(KEY_GROUPS * KEY_P - 1);
 }
 
-// Weights of a step as operands of the matrix instruction, query g's of tokens 4 t to 4 t + 3 of each tile.
+// Weights of a step as operands of the matrix instruction, those of a column's query for tokens 4 t to 4 t + 3 of each tile. Of
+// 8 queries column g is query g; of 4 it is g / 2, and odd columns have high bytes if there are any.
 struct Weights {
     u32 high[STEP], low[STEP];
-    float factor[2];  // of queries 2 t and 2 t + 1
+    float factor[OWN];
 
-    __device__ __forceinline__ void load(const Slot& slot, int g, int t, float (&total)[2]) {
+    __device__ __forceinline__ void load(const Slot& slot, int g, int t, float (&total)[OWN]) {
 #pragma unroll
         for (int i = 0; i < STEP; i++) {
-            const uint2 four = *(const uint2*)&slot.weights[i][g][2 * t];
+            const uint2 four = *(const uint2*)&slot.weights[i][g * OWN / 2][2 * t];
             high[i] = permute(four.x, four.y, 0x7531), low[i] = permute(four.x, four.y, 0x6420);
+            if (OWN == 1 && WEIGHT_BITS == 16 && g % 2) low[i] = high[i];
         }
         const u32 ones[4] = {0x01010101, 0x01010101, 0x01010101, 0x01010101};
-        float sums[4];
+        float sums[2 * OWN];
         weigh(sums, ones);
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            factor[k] = slot.factor[2 * t + k];
+        for (int k = 0; k < OWN; k++) {
+            factor[k] = slot.factor[OWN * t + k];
             total[k] += factor[k] * sums[k];
         }
     }
 
-    // Weighted sums of the words' entries.
-    __device__ __forceinline__ void weigh(float (&sums)[4], const u32 (&words)[4]) const {
+    // Weighted sums of the words' entries: of the lane's queries for rows g, then for rows g + 8.
+    __device__ __forceinline__ void weigh(float (&sums)[2 * OWN], const u32 (&words)[4]) const {
         int x[4];
         if constexpr (WEIGHT_BITS == 8) {
             // At most 255 times 254 times 32, so that the integer is the end of a float32's mantissa.
             const int start[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
             multiply_unsigned(x, words, low[0], low[1], start);
 #pragma unroll
-            for (int k = 0; k < 4; k++) sums[k] = __int_as_float(x[k]) - __int_as_float(MAGIC);
+            for (int k = 0; k < 2 * OWN; k++) sums[k] = __int_as_float(x[k * 2 / OWN]) - __int_as_float(MAGIC);
         } else {
-            const int zero[4] = {};
-            multiply_unsigned(x, words, high[0], high[1], zero);
+            int start[4] = {};
+            if constexpr (OWN == 2) {
+                multiply_unsigned(start, words, high[0], high[1], start);
 #pragma unroll
-            for (int k = 0; k < 4; k++) x[k] *= 256;
-            multiply_unsigned(x, words, low[0], low[1], x);
+                for (int k = 0; k < 4; k++) start[k] *= 256;
+            }
+            multiply_unsigned(x, words, low[0], low[1], start);
 #pragma unroll
-            for (int k = 0; k < 4; k++) sums[k] = (float)x[k];
+            for (int k = 0; k < 2 * OWN; k++) sums[k] = (float)(OWN == 2 ? x[k] : x[2 * k] + 256 * x[2 * k + 1]);
         }
     }
 };
 
-// Adds weighted entries of STEP tiles: sums[r] is dimension r of chunks g and g + 8 for queries 2 t and 2 t + 1, the last ones
-// what the last nibble adds to the chunks that follow.
+// Adds weighted entries of STEP tiles: sums[r] is dimension r of chunks g and g + 8 for the lane's queries, the last ones what
+// the last nibble adds to the chunks that follow.
 template <class Next>
 __device__ __forceinline__ void accumulate(
-    float (&sums)[VALUE_ROWS][4], Codes<VALUE_BYTES> (&codes)[STEP], const Weights& weights, const Tables& tables, int lane,
+    float (&sums)[VALUE_ROWS][2 * OWN], Codes<VALUE_BYTES> (&codes)[STEP], const Weights& weights, const Tables& tables, int lane,
     bool more, Next next
 ) {
     Picks now[STEP][SIDES], before[STEP][SIDES];
@@ -153,10 +162,10 @@ __device__ __forceinline__ void accumulate(
                 if (both) words[2 * tile + side] += pick(second, before[tile][side]);
             }
         }
-        float x[4];
+        float x[2 * OWN];
         weights.weigh(x, words);
 #pragma unroll
-        for (int k = 0; k < 4; k++) sums[row][k] += weights.factor[k % 2] * x[k];
+        for (int k = 0; k < 2 * OWN; k++) sums[row][k] += weights.factor[k % OWN] * x[k];
     };
     auto replace = [&](int j) {
         if (SIDES == 1 && j % 2 == 0 && j + 1 < VALUE_NIBBLES) return;

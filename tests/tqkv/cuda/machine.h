@@ -117,6 +117,7 @@ inline unsigned char* block_memory() { return memory_; }
 inline u32 shared_address(const void* p) { return (u32)((const unsigned char*)p - block_memory()); }
 inline uint4 shared_words(u32 address) { uint4 x; std::memcpy(&x, block_memory() + address, 16); return x; }
 inline void in_this_order() {}
+inline bool after(bool x, u32) { return x; }
 
 inline float exp2_(float x) { return std::exp2(x); }
 inline float log2_(float x) { return std::log2(x); }
