@@ -142,9 +142,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     const float total = weigh(parts_of, shares).y;
     Turned sums = {};
 #pragma unroll
-    for (int h = 0; h < WARPS; h++) {
-        if (h < helpers) sums.add(merged + (warp * helpers + h) * Turned::SIZE, shares[h], lane);
-    }
+    for (int h = 0; h < WARPS; h++) sums.add(merged + (warp * helpers + min(h, helpers - 1)) * Turned::SIZE, shares[h], lane);
     sums.each<VALUE_ROUNDS>(lane, [](float&, int, int) {});
     sums.turn<VALUE_ROUNDS>(signs, true, lane);
     // A query that sees nothing gets zero.

@@ -193,9 +193,8 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     const Share share(p, at, split, pair);
     const bool any = share.first < share.end;
     Codes<KEY_BYTES> keys[STEP];
-    Codes<VALUE_BYTES> values[STEP];
     u16 scales[2] = {0, 0};
-    // The rotation takes long, so it is not to wait for codes; those of values are needed late.
+    // The rotation takes long and all wait for it, so it is not to wait for codes.
     if (scores) {
         const bool now = own_query < 0 ? any : after(any, query.last_word());
 #pragma unroll
@@ -204,10 +203,6 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
         if (lane < 2 * SLOTS) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + lane) * 8, 1);
     }
     if (own_query >= 0) rotate(p, query, memory, factors, biases, own_query, lane);
-    if (!scores) {
-#pragma unroll
-        for (int i = 0; i < STEP; i++) values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, any);
-    }
     if (threadIdx.x < QUERIES && (int)threadIdx.x >= at.n) factors[threadIdx.x] = make_float2(0, 0), biases[threadIdx.x] = 0;
     if (word < WORDS) ((uint4*)(memory + KEY_TABLES))[word] = entry;
     __syncthreads();
@@ -234,6 +229,10 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
             if (g == 0) of_pairs[(OWN * t + k) * PAIRS + pair] = make_float2(top[k] + bias[k], weight[k]);
         }
     } else {
+        // Needed late; asked for before, they would hold the rotation up.
+        Codes<VALUE_BYTES> values[STEP];
+#pragma unroll
+        for (int i = 0; i < STEP; i++) values[i].load(p.value_codes + (size_t)share.tile(share.first, i) * VALUE_TILE, lane, any);
         const Tables tables = {shared_address(memory + VALUE_TABLES)};
         float sums[VALUE_ROWS][2 * OWN] = {};
         add_values(p, share, tables, (const float2*)(memory + VALUE_UNITS), values, Ring(memory, pair), sums);
