@@ -88,12 +88,14 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
 // Partial results of `count` queries from `first` on to the output, turned back to the original basis. Some warps a query
 // share its parts, then one turns.
 __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory, int first, int count) {
+    constexpr int HELPERS = WARPS < 8 ? WARPS : 8;  // of a query, at most
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z;
-    const int helpers = count == 1 ? WARPS : WARPS / count, query = count == 1 ? 0 : warp / helpers, helper = warp - query * helpers;
+    const int helpers = count == 1 ? HELPERS : WARPS / count, query = count == 1 ? warp / HELPERS : warp / helpers, helper = warp - query * helpers;
     float2* tops = (float2*)(memory + SUMS);           // [WARPS]
     float* merged = (float*)(memory + MERGED);         // [WARPS, Turned::SIZE]
     u32 signs = 0;
-    if (warp < count) signs = p.value_signs[lane];
+    State* out = nullptr;
+    if (warp < count) signs = p.value_signs[lane], out = p.out + at.packed(p, first + warp);
     if (query < count) {
         const u32 place = ((at.pair * parts + helper) * QUERIES + first + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
         const u16* rows = p.part_sums + place;
@@ -135,19 +137,18 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     }
     __syncthreads();
     if (warp >= count) return;
-    float2 parts_of[WARPS];
-    float shares[WARPS];
+    float2 parts_of[HELPERS];
+    float shares[HELPERS];
 #pragma unroll
-    for (int h = 0; h < WARPS; h++) parts_of[h] = h < helpers ? tops[warp * helpers + h] : make_float2(NO_SCORE, 0);
+    for (int h = 0; h < HELPERS; h++) parts_of[h] = h < helpers ? tops[warp * helpers + h] : make_float2(NO_SCORE, 0);
     const float total = weigh(parts_of, shares).y;
     Turned sums = {};
 #pragma unroll
-    for (int h = 0; h < WARPS; h++) sums.add(merged + (warp * helpers + min(h, helpers - 1)) * Turned::SIZE, shares[h], lane);
+    for (int h = 0; h < HELPERS; h++) sums.add(merged + (warp * helpers + min(h, helpers - 1)) * Turned::SIZE, shares[h], lane);
     sums.each<VALUE_ROUNDS>(lane, [](float&, int, int) {});
     sums.turn<VALUE_ROUNDS>(signs, true, lane);
     // A query that sees nothing gets zero.
     const float factor = total != 0 ? p.value_shrink * reciprocal(total) : 0.0f;
-    State* out = p.out + at.packed(p, first + warp);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
 #pragma unroll

@@ -200,7 +200,12 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
 #pragma unroll
         for (int i = 0; i < STEP; i++) keys[i].load(p.key_codes + (size_t)share.tile(share.first, i) * KEY_TILE, lane, now);
         if (any) share.scales(p, share.first, lane, scales);
-        if (lane < 2 * SLOTS) barrier_set(shared_address(memory + BARRIERS) + (pair * 2 * SLOTS + lane) * 8, 1);
+        // Warps without a query have the time, if there are any.
+        const int idle = min(PAIRS, WARPS - at.n), stride = idle > 0 ? idle : PAIRS;
+#pragma unroll 1
+        for (int i = pair; i < PAIRS && pair < stride; i += stride) {
+            if (lane < 2 * SLOTS) barrier_set(shared_address(memory + BARRIERS) + (i * 2 * SLOTS + lane) * 8, 1);
+        }
     }
     if (own_query >= 0) rotate(p, query, memory, factors, biases, own_query, lane);
     if (threadIdx.x < QUERIES && (int)threadIdx.x >= at.n) factors[threadIdx.x] = make_float2(0, 0), biases[threadIdx.x] = 0;
