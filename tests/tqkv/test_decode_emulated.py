@@ -76,7 +76,7 @@ def device(emulator: _Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "compile_module", emulator.module)
     monkeypatch.setattr(decode, "_check", lambda *_: None)
     monkeypatch.setattr(decode, "_multiprocessors", lambda _: 6)
-    monkeypatch.setattr(decode, "_counters", lambda pairs, _: torch.zeros(pairs, 9, dtype=torch.int32))
+    monkeypatch.setattr(decode, "_scratch", decode._new_scratch)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     decode._kernel.cache_clear()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Kernel", "Long", "Module", "compile_module"]
+__all__ = ["Kernel", "Long", "Module", "capture_id", "compile_module"]
 
 _STATIC_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking
 
@@ -40,6 +40,12 @@ def _checked(result: tuple[Any, ...]) -> Any:
             text = driver.cuGetErrorString(code)[1].decode()
         raise RuntimeError(f"CUDA: {text} ({code!r})")
     return values[0] if len(values) == 1 else tuple(values)
+
+
+def capture_id(stream: int) -> int:
+    """Number of the capture that the stream takes part in, of no other in the process."""
+    driver, _ = _bindings()
+    return int(_checked(driver.cuStreamGetCaptureInfo(stream))[1])
 
 
 class Kernel:

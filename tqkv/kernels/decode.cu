@@ -80,14 +80,18 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
         const float inverse = reciprocal(top);
         const int dim = item(j) % FOURS * 4;
         const u32 to = (part * QUERIES + item(j) / FOURS) * D + dim;
-        *(uint2*)(p.part_sums + to) = make_uint2(half_pair(x[j].x * inverse, x[j].y * inverse), half_pair(x[j].z * inverse, x[j].w * inverse));
-        if (dim % SHARING == 0) p.part_scalars[to / SHARING] = make_float4(all[j].x, all[j].y, top, 0);
+        const u32 row[2] = {half_pair(x[j].x * inverse, x[j].y * inverse), half_pair(x[j].z * inverse, x[j].w * inverse)};
+        store_shared(p.part_sums + to, row);
+        if (dim % SHARING == 0) {
+            const u32 about[4] = {(u32)__float_as_int(all[j].x), (u32)__float_as_int(all[j].y), (u32)__float_as_int(top), 0};
+            store_shared((u16*)(p.part_scalars + to / SHARING), about);
+        }
     }
 }
 
 // Partial results of `count` queries from `first` on to the output, turned back to the original basis. Some warps a query
-// share its parts, then one turns.
-__device__ __forceinline__ void finish(const Problem& p, const Place& at, unsigned char* memory, int first, int count) {
+// share its parts, then one turns. Waits for parts that are not there, and gives up after `patience` cycles, if there are any.
+__device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsigned char* memory, int first, int count, int patience) {
     constexpr int HELPERS = WARPS < 8 ? WARPS : 8;  // of a query, at most
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z;
     const int helpers = count == 1 ? HELPERS : WARPS / count, query = count == 1 ? warp / HELPERS : warp / helpers, helper = warp - query * helpers;
@@ -96,38 +100,46 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
     u32 signs = 0;
     State* out = nullptr;
     if (warp < count) signs = p.value_signs[lane], out = p.out + at.packed(p, first + warp);
+    const u32 place = ((at.pair * parts + helper) * QUERIES + first + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
+    bool there = true;
     if (query < count) {
-        const u32 place = ((at.pair * parts + helper) * QUERIES + first + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
-        const u16* rows = p.part_sums + place;
-        const float4* scalars = p.part_scalars + place / SHARING;
         float2 all = make_float2(NO_SCORE, 0);
         float sums[PER_LANE] = {};
 #pragma unroll 1
-        for (int part = helper; part < parts;) {
-            u32 x[IN_FLIGHT][PER_LANE / 2];
-            float4 about[IN_FLIGHT];
+        for (int part = helper; part < parts && there; part += IN_FLIGHT * helpers) {
+            const u32 from = place + (part - helper) / helpers * stride;
+            Partial x[IN_FLIGHT];
+            const long long start = cycles();
+            bool now;
+#pragma unroll 1
+            do {
+                now = true;
 #pragma unroll
-            for (int k = 0; k < IN_FLIGHT; k++) {
-                const bool there = part < parts;
-                load_row(x[k], rows);
-                about[k] = __ldcg(scalars);
-                if (!there) about[k].y = 0;
-                part += helpers;
-                if (part < parts) rows += stride, scalars += stride / SHARING;
-            }
+                for (int k = 0; k < IN_FLIGHT; k++) {
+                    const u32 own = part + k * helpers < parts ? from + k * stride : from;
+                    x[k].load(p.part_sums + own, p.part_scalars + own / SHARING);
+                }
+#pragma unroll
+                for (int k = 0; k < IN_FLIGHT; k++) now = now && x[k].there();
+                now = __all_sync(~0u, now);
+            } while (!now && !__any_sync(~0u, patience && cycles() - start >= patience));
+            there = now;
             float2 own[IN_FLIGHT + 1];
             float shares[IN_FLIGHT + 1];
 #pragma unroll
-            for (int k = 0; k < IN_FLIGHT; k++) own[k] = make_float2(about[k].x, about[k].y);
+            for (int k = 0; k < IN_FLIGHT; k++) {
+                own[k] = x[k].weight();
+                if (part + k * helpers >= parts) own[k].y = 0;
+            }
             own[IN_FLIGHT] = all;
             all = weigh(own, shares);
 #pragma unroll
             for (int e = 0; e < PER_LANE; e++) sums[e] *= shares[IN_FLIGHT];
 #pragma unroll
             for (int k = 0; k < IN_FLIGHT; k++) {
-                const float share = shares[k] * about[k].z;
+                const float share = shares[k] * x[k].factor();
 #pragma unroll
-                for (int e = 0; e < PER_LANE; e++) sums[e] += share * half_float((u16)(x[k][e / 2] >> 16 * (e % 2)));
+                for (int e = 0; e < PER_LANE; e++) sums[e] += share * x[k].sum(e);
             }
         }
         if (lane == 0) tops[warp] = all;
@@ -135,8 +147,14 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
 #pragma unroll
         for (int e = 0; e < PER_LANE; e++) to[Turned::place(VALUE_ROUNDS % 2, e)] = sums[e];
     }
-    __syncthreads();
-    if (warp >= count) return;
+    if (!__syncthreads_and(there)) return false;
+    if (query < count) {
+#pragma unroll 1
+        for (int part = helper, own = place; part < parts; part += helpers, own += stride) {
+            Partial::clear(p.part_sums + own, p.part_scalars + own / SHARING, lane);
+        }
+    }
+    if (warp >= count) return true;
     float2 parts_of[HELPERS];
     float shares[HELPERS];
 #pragma unroll
@@ -157,57 +175,25 @@ __device__ __forceinline__ void finish(const Problem& p, const Place& at, unsign
             if (first < D) store_pair(out + first, sums.x[h][k][0] * factor, sums.x[h][k][1] * factor);
         }
     }
+    return true;
 }
 
-// Of a query: open, granted to the block of its number by the last one to arrive, or declined by it.
-enum Turn : u32 { OPEN, GRANTED, DECLINED };
-
-// What a block does once its partial results are in global memory.
-struct Turns {
-    u32 *counter, *turns;
-    bool last, own;  // whether all others have arrived before, and whether the query of the block's number is its own
-
-    // Counts the block. Block i finishes query i once all have arrived, so that all are finished side by side: the counter is
-    // zero again then. A block that waits in vain for a while declines, since those that it waits for may need its place.
-    __device__ __forceinline__ Turns(const Problem& p, const Place& at, u32& shared) {
-        counter = p.counters + at.pair * (1 + QUERIES), turns = counter + 1;
-        const u32 number = blockIdx.z;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            fence();
-            // Counts up to the last block and back to zero, ready for the next launch.
-            const bool is_last = atomicInc(counter, gridDim.z - 1) == gridDim.z - 1;
-            bool mine = is_last;
-            if (!is_last && p.patience && number < at.n) {
-                const long long start = cycles();
-                do mine = look(counter) == 0;
-                while (!mine && cycles() - start < p.patience);
-                // Granted meanwhile?
-                if (!mine) mine = atomicCAS(turns + number, OPEN, DECLINED) != OPEN, fence();
-            }
-            if (is_last) fence();
-            shared = is_last | mine << 1;
-        }
-        __syncthreads();
-        last = shared & 1, own = shared & 2 && number < at.n;
+// Counts a block whose parts of all queries are on their way, and notes if it declined to finish the query of its number. The
+// last one gets the queries that are left to it, one a bit, and leaves all counters zero. For one warp.
+__device__ __forceinline__ u32 settle(const Problem& p, const Place& at, bool declined, int lane) {
+    u32 *counter = p.counters + at.pair * (1 + QUERIES), *turns = counter + 1;
+    u32 arrived = 0;
+    if (lane == 0) {
+        if (declined) turns[blockIdx.z] = 1, fence();
+        // Counts up to the last block and back to zero, ready for the next launch.
+        arrived = atomicInc(counter, gridDim.z - 1);
     }
-
-    // Settles the turns for the next launch, by one warp. The last block gets the queries that others declined, one a bit.
-    __device__ __forceinline__ u32 settle(const Place& at, int lane) const {
-        const u32 number = blockIdx.z;
-        if (last) {
-            const bool declined = lane < at.n && lane != number && atomicCAS(turns + lane, OPEN, GRANTED) == DECLINED;
-            if (declined) turns[lane] = OPEN;
-            return __ballot_sync(~0u, declined);
-        }
-        if (own && lane == 0) {
-            // The last block is about to.
-            while (look(turns + number) != GRANTED);
-            turns[number] = OPEN;
-        }
-        return 0;
-    }
-};
+    if (__shfl_sync(~0u, arrived, 0) != gridDim.z - 1) return 0;
+    fence();
+    const bool left = lane < at.n && (!p.patience || __ldcg(turns + lane));
+    if (left) turns[lane] = 0;
+    return __ballot_sync(~0u, left);
+}
 
 // Grid: (kv heads times blocks of 8 queries; batch; splits, and one more for tokens in full precision, which so comes late).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
@@ -225,28 +211,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
         attend_extra(p, at, memory);
     }
     merge(p, at, memory, at.pair * gridDim.z + blockIdx.z);
-    u32* shared = (u32*)memory;
-    const Turns turns(p, at, shared[0]);
-    // The query of the block's number, or all; then those that others declined.
-    int first = p.patience ? blockIdx.z : 0, count = p.patience ? turns.own : turns.last ? at.n : 0;
-    u32 declined = 0;
-    bool settled = false;
+    // A block finishes the query of its number, so that all are finished side by side. It waits for the others a while only, since
+    // they may need its place; what it declines the last block does, or all where they do not run at once.
+    u32& left = *(u32*)memory;
+    int first = blockIdx.z, count = p.patience && first < at.n, patience = p.patience;
+    u32 rest = 0;
+    bool settled = false, declined = false;
 #pragma unroll 1
     while (true) {
-        if (count) finish(p, at, memory, first, count);
+        if (count) declined = !finish(p, at, memory, first, count, patience);
         if (!settled) {
-            // All warps but the first are done early with a query.
-            if (p.patience && threadIdx.x / 32 == 1) {
-                const u32 rest = turns.settle(at, threadIdx.x % 32);
-                if (threadIdx.x % 32 == 0) shared[1] = rest;
+            if (threadIdx.x / 32 == 1) {
+                rest = settle(p, at, declined, threadIdx.x % 32);
+                if (threadIdx.x % 32 == 0) left = rest;
             }
-            if (!p.patience || !turns.last) return;
         }
         __syncthreads();
-        if (!settled) declined = shared[1];
+        if (!settled) rest = left;
         settled = true;
-        if (!declined) return;
-        first = __ffs(declined) - 1, count = 1;
-        declined &= declined - 1;
+        if (!rest) return;
+        first = p.patience ? __ffs(rest) - 1 : 0, count = p.patience ? 1 : at.n, patience = 0;
+        rest = p.patience ? rest & rest - 1 : 0;
     }
 }

@@ -13,7 +13,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tqcore.config import CHAIN_RATES
-from tqcore.gpu.rtc import Kernel, compile_module
+from tqcore.gpu.rtc import Kernel, capture_id, compile_module
 from tqkv.layout import PackedLayout
 from tqkv.tables import ByteTables
 
@@ -26,6 +26,8 @@ _SHARING = 64  # dimensions of a partial result that share a factor
 _IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
 _FIXED, _BATCH = 45, 2
+_NUMBERS, _PAIRS = 1 << 21, 1024  # that a scratch has room for: partial results and counters
+_SPARES = 2  # scratches for graphs that are still to be captured
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -157,12 +159,9 @@ def decode_attention(
     warps = _warps(head_dim, pairs * tiles / multiprocessors)
     splits = _plan(pairs, tiles, extra > 0, multiprocessors, warps)
     parts = splits + (extra > 0)
-    sums = torch.empty(pairs, parts, queries, head_dim, dtype=torch.float16, device=q.device)
-    scalars = torch.empty(
-        pairs, parts, queries, head_dim // _SHARING, 4, dtype=torch.float32, device=q.device
-    )
     # Blocks may wait for each other where all of them run at once.
     patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, queries) else 0
+    sums, scalars, counters = _scratch(pairs * parts * queries * head_dim, pairs, q.device)
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
     tensors = {
         "q": q,
@@ -179,7 +178,7 @@ def decode_attention(
         "value_scales": values.scales,
         "part_sums": sums,
         "part_scalars": scalars,
-        "counters": _counters(pairs, q.device),
+        "counters": counters,
         "value_signs": _sign_words(values.signs),
         "out": out,
         "extra_k": extra_k if extra else None,
@@ -359,19 +358,36 @@ def _flips(signs: torch.Tensor) -> torch.Tensor:
     return flips.flatten(1).to(signs.device)
 
 
-_counts: dict[tuple[torch.device, int], torch.Tensor] = {}
+_scratches: dict[tuple[torch.device, str, int], tuple[torch.Tensor, ...]] = {}
+_spares: dict[torch.device, list[tuple[torch.Tensor, ...]]] = {}
 
 
-def _counters(pairs: int, device: torch.device) -> torch.Tensor:
-    """Zeros int32 [pairs or more, 9] of the current stream; every launch leaves them zero."""
-    key = (device, torch.cuda.current_stream(device).cuda_stream)
-    held = _counts.get(key)
-    if held is None or len(held) < pairs:
-        held = torch.zeros(max(pairs, 1024), 1 + _QUERIES, dtype=torch.int32, device=device)
-        # What is allocated under capture belongs to the graph, which zeroes it at every replay.
-        if not torch.cuda.is_current_stream_capturing():
-            _counts[key] = held
-    return held
+def _scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Room for partial results of that many numbers, their scalars, and counters of `pairs` query blocks.
+
+    Every launch leaves them as they were: absent and zero. Launches of a stream share one, and those of a graph: it may
+    be replayed on any stream. One that is captured takes a spare, since what is allocated then is filled at every replay.
+    """
+    if numbers > _NUMBERS or pairs > _PAIRS:
+        return _new_scratch(numbers, pairs, device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    capture = capture_id(stream) if torch.cuda.is_current_stream_capturing() else None
+    key = (device, "stream", stream) if capture is None else (device, "capture", capture)
+    spares = _spares.setdefault(device, [])
+    if key not in _scratches:
+        _scratches[key] = spares.pop() if capture is not None and spares else _new_scratch(_NUMBERS, _PAIRS, device)
+    if capture is None and len(spares) < _SPARES:
+        spares += [_new_scratch(_NUMBERS, _PAIRS, device) for _ in range(_SPARES - len(spares))]
+        torch.cuda.current_stream(device).synchronize()  # a graph may run on another stream
+    return _scratches[key]
+
+
+def _new_scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    return (
+        torch.full((-(-numbers // 2),), -1, dtype=torch.int32, device=device),
+        torch.full((-(-numbers // _SHARING) * 4,), -1, dtype=torch.int32, device=device),
+        torch.zeros(pairs, 1 + _QUERIES, dtype=torch.int32, device=device),
+    )
 
 
 @lru_cache(maxsize=64)

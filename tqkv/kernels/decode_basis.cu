@@ -22,6 +22,7 @@ constexpr int PARTS = STATE == 2 ? 1 : 2;     // of 11 bits, into which a rotati
 constexpr int MAGIC = 0x4b400000;     // 1.5 times 2^23
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
 constexpr float LEAST = 1e-30f;       // factor of a partial result
+constexpr u32 ABSENT = 0xffffffff;    // no result of arithmetic: a NaN of another kind
 
 // Nibble j of a chunk, which starts a period, closes the dimensions first(j) up to first(j + 1).
 template <int P, int Q>

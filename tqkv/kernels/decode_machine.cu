@@ -87,8 +87,17 @@ __device__ __forceinline__ void in_this_order() { asm volatile("" : : : "memory"
 __device__ __forceinline__ long long cycles() { long long x; asm volatile("mov.u64 %0, %clock64;" : "=l"(x)); return x; }
 // Orders what the thread, and those it has met, wrote before and what it reads after, for the whole device.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
-// A word that other blocks change; what they wrote before can be read once it is seen.
-__device__ __forceinline__ u32 look(const u32* p) { u32 x; asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(p) : "memory"); return x; }
+// Words that blocks pass on to each other.
+__device__ __forceinline__ void load_shared(const u16* p, u32 (&x)[4]) {
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "l"(p));
+}
+__device__ __forceinline__ void load_shared(const u16* p, u32 (&x)[2]) { asm volatile("ld.relaxed.gpu.global.v2.b32 {%0,%1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "l"(p)); }
+__device__ __forceinline__ void load_shared(const u16* p, u32 (&x)[1]) { asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(x[0]) : "l"(p)); }
+__device__ __forceinline__ void store_shared(u16* p, const u32 (&x)[4]) {
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%4], {%0,%1,%2,%3};" : : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(p) : "memory");
+}
+__device__ __forceinline__ void store_shared(u16* p, const u32 (&x)[2]) { asm volatile("st.relaxed.gpu.global.v2.b32 [%2], {%0,%1};" : : "r"(x[0]), "r"(x[1]), "l"(p) : "memory"); }
+__device__ __forceinline__ void store_shared(u16* p, const u32 (&x)[1]) { asm volatile("st.relaxed.gpu.global.b32 [%1], %0;" : : "r"(x[0]), "l"(p) : "memory"); }
 
 // Barriers in shared memory: a phase ends with its `count`th arrival; `phase` is its parity.
 __device__ __forceinline__ void barrier_set(u32 barrier, int count) {

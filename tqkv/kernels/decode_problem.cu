@@ -10,12 +10,12 @@ struct Problem {
     u32 share;                        // 2^32 over splits, rounded up
     float scaling;                    // of the logits, times log2(e)
     float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
-    int patience;                     // cycles that a block waits for the others to finish a query of its own; 0: the last one finishes all
+    int patience;                     // cycles that a block waits for the others' parts of a query of its own; 0: the last block finishes all
     const unsigned char *key_codes, *value_codes;
     const u16 *key_scales, *value_scales;
     u16* part_sums;
     float4* part_scalars;  // of every SHARING dimensions: largest score, weight, factor
-    u32* counters;         // of a block of queries: arrivals, then the turn of every query
+    u32* counters;         // of a block of queries: arrivals, then whether the block that was to finish a query declined
     const u32* value_signs;
     State* out;
     const State *extra_k, *extra_v;
@@ -82,15 +82,30 @@ struct LaneStates {
     }
 };
 
-// A lane's neighbouring dimensions of a partial result, not from the first-level cache.
-__device__ __forceinline__ void load_row(u32 (&words)[PER_LANE / 2], const u16* from) {
-    if constexpr (PER_LANE == 8) {
-        const uint4 x = __ldcg((const uint4*)from);
-        words[0] = x.x, words[1] = x.y, words[2] = x.z, words[3] = x.w;
-    } else if constexpr (PER_LANE == 4) {
-        const uint2 x = __ldcg((const uint2*)from);
-        words[0] = x.x, words[1] = x.y;
-    } else {
-        words[0] = __ldcg((const u32*)from);
+// A partial result of a query as a lane sees it: neighbouring dimensions in float16, and the largest score, the weight and the
+// factor of these. No number of it is ABSENT, which its place holds before and after.
+struct Partial {
+    u32 row[PER_LANE / 2], about[4];
+
+    __device__ __forceinline__ void load(const u16* sums, const float4* scalars) {
+        load_shared(sums, row);
+        load_shared((const u16*)scalars, about);
     }
-}
+    __device__ __forceinline__ bool there() const {
+        bool all = about[0] != ABSENT && about[1] != ABSENT && about[2] != ABSENT;
+#pragma unroll
+        for (int i = 0; i < PER_LANE / 2; i++) all = all && row[i] != ABSENT;
+        return all;
+    }
+    __device__ __forceinline__ float2 weight() const { return make_float2(__int_as_float(about[0]), __int_as_float(about[1])); }
+    __device__ __forceinline__ float factor() const { return __int_as_float(about[2]); }
+    __device__ __forceinline__ float sum(int e) const { return half_float((u16)(row[e / 2] >> 16 * (e % 2))); }
+    // Leaves the place as it was.
+    static __device__ __forceinline__ void clear(u16* sums, float4* scalars, int lane) {
+        u32 nothing[4] = {ABSENT, ABSENT, ABSENT, ABSENT}, part[PER_LANE / 2];
+#pragma unroll
+        for (int i = 0; i < PER_LANE / 2; i++) part[i] = ABSENT;
+        store_shared(sums, part);
+        if (lane * PER_LANE % SHARING == 0) store_shared((u16*)scalars, nothing);
+    }
+};

@@ -86,6 +86,18 @@ inline bool __any_sync(u32, bool x) {
     return std::any_of(all, all + 32, [](const Held& one) { return one.words[0] != 0; });
 }
 
+inline bool __all_sync(u32, bool x) { return !__any_sync(~0u, !x); }
+inline bool __syncthreads_and(bool x) {
+    static int against;
+    against += !x;
+    __syncthreads();
+    const bool all = against == 0;
+    __syncthreads();
+    against -= !x;
+    __syncthreads();
+    return all;
+}
+
 inline int __float_as_int(float x) { int y; std::memcpy(&y, &x, 4); return y; }
 inline float __int_as_float(int x) { float y; std::memcpy(&y, &x, 4); return y; }
 inline u32 __umulhi(u32 x, u32 y) { return (u32)((unsigned long long)x * y >> 32); }
@@ -94,7 +106,8 @@ template <class T> T __ldcg(const T* p) { return *p; }
 inline void fence() {}
 inline u32 atomicInc(u32* p, u32 last) { const u32 old = *p; *p = old >= last ? 0 : old + 1; return old; }
 inline u32 atomicCAS(u32* p, u32 old, u32 now) { const u32 was = *p; if (was == old) *p = now; return was; }
-inline u32 look(const u32* p) { return *p; }
+template <int N> void load_shared(const u16* p, u32 (&x)[N]) { std::memcpy(x, p, sizeof x); }
+template <int N> void store_shared(u16* p, const u32 (&x)[N]) { std::memcpy(p, x, sizeof x); }
 inline long long cycles() { static long long now; return now += 1000; }
 inline int __ffs(u32 x) { return __builtin_ffs(x); }
 inline u32 __ballot_sync(u32, bool x) {
