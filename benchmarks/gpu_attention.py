@@ -27,17 +27,21 @@ from tqbench.kv.decode_timing import copies, microseconds, packed_calls, plain_m
 _CASE: tuple[str, ...] = "heads", "kv_heads", "d", "batch", "tokens"
 # Warp instructions of the main loops for 16 tokens, keys and values: those of the integer unit, two of which a
 # multiprocessor issues in a cycle, and all. Counted in sm_90 code of CUDA 13.0 for bfloat16 states without the branches
-# that raise the maximum, by head_dim and bits.
-_INSTRUCTIONS: dict[int, dict[float, tuple[int, int]]] = {
-    64: {2: (147, 316), 2.5: (171, 344), 3: (160, 330), 3.5: (179, 364), 4: (158, 338)},
-    128: {2: (242, 456), 2.5: (254, 452), 3: (252, 462), 3.5: (263, 468), 4: (262, 472)},
-    256: {2: (420, 742), 2.5: (452, 756), 3: (460, 764), 3.5: (480, 784), 4: (476, 804)},
+# that raise the maximum, by head_dim, queries of a block and bits.
+_INSTRUCTIONS: dict[tuple[int, int], dict[float, tuple[int, int]]] = {
+    (64, 4): {2: (134, 271), 2.5: (152, 295), 3: (144, 282), 3.5: (163, 311), 4: (144, 279)},
+    (64, 8): {2: (148, 320), 2.5: (172, 347), 3: (164, 331), 3.5: (180, 364), 4: (160, 338)},
+    (128, 4): {2: (220, 396), 2.5: (240, 408), 3: (242, 413), 3.5: (256, 429), 4: (255, 429)},
+    (128, 8): {2: (245, 462), 2.5: (254, 453), 3: (255, 463), 3.5: (269, 478), 4: (273, 485)},
+    (256, 4): {2: (400, 652), 2.5: (432, 672), 3: (435, 682), 3.5: (458, 709), 4: (456, 724)},
+    (256, 8): {2: (420, 742), 2.5: (449, 752), 3: (454, 762), 3.5: (473, 780), 4: (474, 800)},
 }
 
 
 def limits(case: dict[str, int], bits: float, nbytes: int, options: argparse.Namespace) -> dict[str, float]:
     """Microseconds that bytes, integers and all instructions take at least."""
-    integers, instructions = _INSTRUCTIONS[case["d"]][bits]
+    queries = 4 if case["heads"] <= 4 * case["kv_heads"] else 8
+    integers, instructions = _INSTRUCTIONS[case["d"], queries][bits]
     tiles = case["batch"] * case["kv_heads"] * case["tokens"] / 16
     cycles = options.clock * 1e3 * torch.cuda.get_device_properties(0).multi_processor_count
     return {

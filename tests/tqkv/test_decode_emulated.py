@@ -7,7 +7,7 @@ import ctypes
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -71,14 +71,25 @@ def emulator(tmp_path_factory: pytest.TempPathFactory) -> _Emulator:
 
 
 @pytest.fixture(autouse=True)
-def device(emulator: _Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device of six multiprocessors that runs the kernel."""
+def device(emulator: _Emulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A device of six multiprocessors that runs the kernel and is left as it was."""
+    scratches = []
+
+    def scratch(*sizes: Any) -> tuple[torch.Tensor, ...]:
+        scratches.append(decode._new_scratch(*sizes))
+        return scratches[-1]
+
     monkeypatch.setattr(decode, "compile_module", emulator.module)
     monkeypatch.setattr(decode, "_check", lambda *_: None)
     monkeypatch.setattr(decode, "_multiprocessors", lambda _: 6)
-    monkeypatch.setattr(decode, "_scratch", decode._new_scratch)
+    monkeypatch.setattr(decode, "_scratch", scratch)
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     decode._kernel.cache_clear()
+    yield
+    for sums, scalars, counters in scratches:
+        assert (sums == -1).all()
+        assert (scalars == -1).all()
+        assert not counters.any()
 
 
 def relative_error(result, truth):

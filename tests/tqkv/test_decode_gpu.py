@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from packed import moved, random_problem
-from tqkv.kernels import reference
+from tqkv.kernels import decode, reference
 from tqkv.kernels.decode import PackedStates, decode_attention
 
 pytestmark = pytest.mark.gpu
@@ -155,6 +155,52 @@ def test_nan_that_is_seen_shows():
     assert result[0, 2:].isnan().all()
     assert result[0, :2].isfinite().all()
     assert result[1].isfinite().all()
+
+
+def test_nan_with_all_bits_set_shows_and_is_not_waited_for():
+    (q, keys, values, lengths), keywords = on_gpu(
+        *random_problem(1, 8, 2, 1, 128, [300], extra=8, dtype=torch.bfloat16)
+    )
+    q.view(torch.int16)[0, 1] = -1
+    keywords["extra_v"].view(torch.int16)[0, 1, 3] = -1
+    result = decode_attention(q, keys, values, lengths, **keywords)
+    assert result[0, 1].isnan().all()
+    assert result[0, 4:].isnan().all()
+    assert result[0, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize("heads", [4, 8])
+def test_blocks_that_do_not_wait_leave_their_query_to_the_last(heads, monkeypatch):
+    problem = on_gpu(*random_problem(1, heads, 1, 1, 256, [5000], extra=20))
+    expected = decode_attention(*problem[0], **problem[1])
+    for patience in (1, 1000, 3000):
+        monkeypatch.setattr(decode, "_PATIENCE", patience)
+        assert all(torch.equal(decode_attention(*problem[0], **problem[1]), expected) for _ in range(20))
+    for sums, scalars, counters in decode._scratches.values():
+        assert (sums == -1).all()
+        assert (scalars == -1).all()
+        assert not counters.any()
+
+
+def test_graphs_that_run_at_once():
+    graphs, outs, problems = [], [], []
+    for seed, tokens in enumerate((900, 3000, 5000)):
+        problems.append(on_gpu(*random_problem(1, 8, 2, 1, 128, [tokens], extra=4 + seed)))
+        decode_attention(*problems[-1][0], **problems[-1][1])
+        graphs.append(torch.cuda.CUDAGraph())
+        with torch.cuda.graph(graphs[-1]):
+            for _ in range(20):
+                out = decode_attention(*problems[-1][0], **problems[-1][1])
+        outs.append(out)
+    streams = [torch.cuda.Stream() for _ in graphs]
+    for _ in range(5):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    for out, problem in zip(outs, problems, strict=True):
+        truth = reference.decode_attention(*problem[0], **problem[1])
+        assert relative_error(out, truth) < 2e-3
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 100.0])

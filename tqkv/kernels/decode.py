@@ -26,7 +26,7 @@ _SHARING = 64  # dimensions of a partial result that share a factor
 _IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
 _FIXED, _BATCH = 45, 2
-_NUMBERS, _PAIRS = 1 << 21, 1024  # that a scratch has room for: partial results and counters
+_NUMBERS, _PAIRS = 1 << 20, 1024  # that a scratch has room for: partial results and counters
 _SPARES = 2  # scratches for graphs that are still to be captured
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
 _STATES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -38,7 +38,10 @@ _SOURCES = (
 )
 # Members of the kernel's argument, in order.
 _MEMBERS = (
-    *((name, ctypes.c_void_p) for name in ("q", "lengths", "starts", "key_tables", "value_tables", "key_signs")),
+    *(
+        (name, ctypes.c_void_p)
+        for name in ("q", "lengths", "starts", "key_tables", "value_tables", "key_signs")
+    ),
     *((name, ctypes.c_void_p) for name in ("key_mean", "key_queries")),
     *((name, ctypes.c_int32) for name in ("q_batch", "q_head", "q_token", "heads", "kv_heads", "group")),
     *((name, ctypes.c_int32) for name in ("new_tokens", "capacity", "splits")),
@@ -149,7 +152,10 @@ def decode_attention(
     if out is None:
         out = torch.empty(batch, heads, new, head_dim, dtype=q.dtype, device=q.device)
     _check(q, keys, values, lengths, starts, extra_k, extra_v, extra_lengths, extra_mask, key_queries, out)
-    if not _in_pieces(q) or sum((n - 1) * step for n, step in zip(q.shape, q.stride(), strict=True)) >= 1 << 31:
+    if (
+        not _in_pieces(q)
+        or sum((n - 1) * step for n, step in zip(q.shape, q.stride(), strict=True)) >= 1 << 31
+    ):
         q = q.contiguous()
     group = heads // kv_heads
     queries = _QUERIES // 2 if group * new <= _QUERIES // 2 else _QUERIES
@@ -365,8 +371,9 @@ _spares: dict[torch.device, list[tuple[torch.Tensor, ...]]] = {}
 def _scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     """Room for partial results of that many numbers, their scalars, and counters of `pairs` query blocks.
 
-    Every launch leaves them as they were: absent and zero. Launches of a stream share one, and those of a graph: it may
-    be replayed on any stream. One that is captured takes a spare, since what is allocated then is filled at every replay.
+    Every launch leaves them as they were: absent and zero. Launches of a stream share one, and those of a graph have
+    their own, since it may be replayed on any stream: a spare, as what is allocated under capture is filled anew at
+    every replay. A graph's is never freed.
     """
     if numbers > _NUMBERS or pairs > _PAIRS:
         return _new_scratch(numbers, pairs, device)
@@ -375,7 +382,9 @@ def _scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.Tens
     key = (device, "stream", stream) if capture is None else (device, "capture", capture)
     spares = _spares.setdefault(device, [])
     if key not in _scratches:
-        _scratches[key] = spares.pop() if capture is not None and spares else _new_scratch(_NUMBERS, _PAIRS, device)
+        _scratches[key] = (
+            spares.pop() if capture is not None and spares else _new_scratch(_NUMBERS, _PAIRS, device)
+        )
     if capture is None and len(spares) < _SPARES:
         spares += [_new_scratch(_NUMBERS, _PAIRS, device) for _ in range(_SPARES - len(spares))]
         torch.cuda.current_stream(device).synchronize()  # a graph may run on another stream
@@ -392,7 +401,14 @@ def _new_scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.
 
 @lru_cache(maxsize=64)
 def _kernel(
-    head_dim: int, key_bits: float, value_bits: float, rounds: tuple[int, int], state: int, queries: int, warps: int, _device: int
+    head_dim: int,
+    key_bits: float,
+    value_bits: float,
+    rounds: tuple[int, int],
+    state: int,
+    queries: int,
+    warps: int,
+    _device: int,
 ) -> tuple[Kernel, int]:
     """The kernel of a combination and the bytes of shared memory it takes."""
     (key_p, key_q), (value_p, value_q) = CHAIN_RATES[key_bits], CHAIN_RATES[value_bits]
