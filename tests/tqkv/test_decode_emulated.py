@@ -137,3 +137,15 @@ def test_queries_that_are_given_in_the_basis_of_the_keys(d):
     keywords["key_queries"] = torch.randn(2, 6, 2, d, generator=torch.Generator().manual_seed(1))
     truth = reference.decode_attention(*arguments, **keywords)
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
+
+
+def test_nan_in_any_state_shows():
+    (q, keys, values, lengths), keywords = random_problem(
+        1, 8, 2, 1, 128, [40], extra=8, dtype=torch.bfloat16
+    )
+    q[0, 1, 0, 5] = torch.nan
+    keywords["extra_v"][0, 1, 3, 100] = torch.nan
+    result = decode.decode_attention(q, keys, values, lengths, **keywords)
+    assert result[0, 1].isnan().all()
+    assert result[0, 4:].isnan().all()
+    assert result[0, [0, 2, 3]].isfinite().all()

@@ -94,7 +94,7 @@ struct Turned {
         }
     };
 
-    // All rounds, or those of the inverse, but for what makes a rotation orthogonal.
+    // All rounds, or those of the inverse, but for what makes a rotation orthogonal. NaN, or what is infinite, makes all NaN.
     template <int ROUNDS>
     __device__ __forceinline__ void turn(u32 signs, bool inverse, int lane) {
         const int g = lane / 4, t = lane % 4;
@@ -103,6 +103,14 @@ struct Turned {
         const float v = inside ? u : 0, y = inside ? w : 0, more = D == 256 ? 1 : 0;
         const float rows[2][4] = {{u, u, w, w}, {u, -u, w, -w}};
         const float columns[2][4] = {{v, v * more, y, y * more}, {v * more, -v * more, y * more, -y * more}};
+        // Rounding would make numbers of NaN.
+        bool lost = false;
+        if constexpr (PARTS == 1) {
+            float zero = 0;
+#pragma unroll
+            for (int i = 0; i < 8; i++) zero += 0 * x[i / 4][i / 2 % 2][i % 2];
+            lost = __any_sync(~0u, zero != 0);
+        }
 #pragma unroll
         for (int i = 0; i < ROUNDS; i++) {
             const int round = inverse ? ROUNDS - 1 - i : i;
@@ -110,6 +118,10 @@ struct Turned {
             if ((inverse ? round + 1 : round) % 2) transform(columns, rows);
             else transform(rows, columns);
             if (inverse) flip(signs, round);
+        }
+        if (lost) {
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i / 4][i / 2 % 2][i % 2] = minus_infinity() - minus_infinity();
         }
     }
 };
