@@ -12,57 +12,33 @@ __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, fl
     turned.each<VALUE_ROUNDS>(lane, [&](float x, int dim, int) { *place(dim) = x * p.value_shrink; });
 }
 
-// Weighs what COUNT parts have of a query: their largest scores and weights to those of all and the parts' shares.
-template <int COUNT>
-__device__ __forceinline__ float2 weigh(const float2 (&parts)[COUNT], float (&shares)[COUNT]) {
-    float2 all = make_float2(NO_SCORE, 0);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) all.x = max_(all.x, parts[i].y != 0 ? parts[i].x : NO_SCORE);
-#pragma unroll
-    for (int i = 0; i < COUNT; i++) {
-        // A part that saw nothing has weight 0 and sums 0.
-        shares[i] = parts[i].y != 0 ? exp2_(parts[i].x - all.x) : 0.0f;
-        all.y += shares[i] * parts[i].y;
-    }
-    return all;
-}
-
 // Sums of the pairs of warps to a partial result of the block in global memory, in the packed basis. A thread takes four
 // dimensions at a time, all at once.
 __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, u32 part) {
     constexpr int FOURS = D / 4, AT_ONCE = (QUERIES * FOURS + THREADS - 1) / THREADS;
-    const float2* of_pairs = (const float2*)(memory + SMALL);
+    const float* shares = (const float*)(memory + SHARES);
     float* sums = (float*)(memory + SUMS);
     auto place = [&](int i, int dim) { return sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
     const int items = at.n * FOURS;
     auto item = [&](int j) { return min((int)threadIdx.x + j * THREADS, items - 1); };
     float4 x[AT_ONCE];
-    float2 all[AT_ONCE];
     __syncthreads();
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
         const int i = item(j) / FOURS, dim = item(j) % FOURS * 4;
-        float2 parts[PAIRS];
-        float shares[PAIRS];
-#pragma unroll
-        for (int w = 0; w < PAIRS; w += 2) {
-            const float4 two = *(const float4*)(of_pairs + i * PAIRS + w);
-            parts[w] = make_float2(two.x, two.y), parts[w + 1] = make_float2(two.z, two.w);
-        }
-        all[j] = weigh(parts, shares);
         x[j] = make_float4(0, 0, 0, 0);
 #pragma unroll
         for (int w = 0; w < PAIRS; w++) {
+            const float share = shares[i * PAIRS + w];
             const float4 y = *(const float4*)(place(i, dim) + w * PAIR_PITCH);
-            x[j].x += shares[w] * y.x, x[j].y += shares[w] * y.y, x[j].z += shares[w] * y.z, x[j].w += shares[w] * y.w;
+            x[j].x += share * y.x, x[j].y += share * y.y, x[j].z += share * y.z, x[j].w += share * y.w;
         }
     }
     if (blockIdx.z == p.splits) {
         // Tokens in full precision are in the basis of the states. Nobody else reads a place.
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
-            const int i = item(j) / FOURS, dim = item(j) % FOURS * 4;
-            if (threadIdx.x + j * THREADS < items) *(float4*)place(i, dim) = x[j];
+            if (threadIdx.x + j * THREADS < items) *(float4*)place(item(j) / FOURS, item(j) % FOURS * 4) = x[j];
         }
         turn_extra(p, at, sums);
         __syncthreads();
@@ -71,21 +47,14 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
     }
 #pragma unroll
     for (int j = 0; j < AT_ONCE; j++) {
-        // Float16 of a part's size, whatever that is.
-        float top = max_(max_(fabsf(x[j].x), fabsf(x[j].y)), max_(fabsf(x[j].z), fabsf(x[j].w)));
-#pragma unroll
-        for (int stride = SHARING / 8; stride > 0; stride /= 2) top = max_(top, __shfl_xor_sync(~0u, top, stride));
         if (threadIdx.x + j * THREADS >= items) continue;
-        top = max_(top, LEAST);
-        const float inverse = reciprocal(top);
-        const int dim = item(j) % FOURS * 4;
-        const u32 to = (part * QUERIES + item(j) / FOURS) * D + dim;
-        const u32 row[2] = {half_pair(x[j].x * inverse, x[j].y * inverse), half_pair(x[j].z * inverse, x[j].w * inverse)};
-        store_shared(p.part_sums + to, row);
-        if (dim % SHARING == 0) {
-            const u32 about[4] = {(u32)__float_as_int(all[j].x), (u32)__float_as_int(all[j].y), (u32)__float_as_int(top), 0};
-            store_shared((u16*)(p.part_scalars + to / SHARING), about);
-        }
+        const u32 row[4] = {(u32)__float_as_int(x[j].x), (u32)__float_as_int(x[j].y), (u32)__float_as_int(x[j].z), (u32)__float_as_int(x[j].w)};
+        store_shared(p.part_sums + part * QUERIES * D + 4 * item(j), row);
+    }
+    if ((int)threadIdx.x < at.n) {
+        const float2 all = ((const float2*)(memory + OF_ALL))[threadIdx.x];
+        const u32 about[2] = {(u32)__float_as_int(all.x), (u32)__float_as_int(all.y)};
+        store_shared(p.part_scalars + 2 * (part * QUERIES + threadIdx.x), about);
     }
 }
 
@@ -95,7 +64,7 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
     constexpr int HELPERS = WARPS < 8 ? WARPS : 8;  // of a query, at most
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z;
     const int helpers = count == 1 ? HELPERS : WARPS / count, query = count == 1 ? warp / HELPERS : warp / helpers, helper = warp - query * helpers;
-    float2* tops = (float2*)(memory + SUMS);           // [WARPS]
+    float2* tops = (float2*)(memory + TOPS);           // [WARPS]
     float* merged = (float*)(memory + MERGED);         // [WARPS, Turned::SIZE]
     u32 signs = 0;
     State* out = nullptr;
@@ -117,7 +86,7 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
 #pragma unroll
                 for (int k = 0; k < IN_FLIGHT; k++) {
                     const u32 own = part + k * helpers < parts ? from + k * stride : from;
-                    x[k].load(p.part_sums + own, p.part_scalars + own / SHARING);
+                    x[k].load(p.part_sums + own, p.part_scalars + own / D * 2);
                 }
 #pragma unroll
                 for (int k = 0; k < IN_FLIGHT; k++) now = now && x[k].there();
@@ -137,9 +106,8 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
             for (int e = 0; e < PER_LANE; e++) sums[e] *= shares[IN_FLIGHT];
 #pragma unroll
             for (int k = 0; k < IN_FLIGHT; k++) {
-                const float share = shares[k] * x[k].factor();
 #pragma unroll
-                for (int e = 0; e < PER_LANE; e++) sums[e] += share * x[k].sum(e);
+                for (int e = 0; e < PER_LANE; e++) sums[e] += shares[k] * x[k].sum(e);
             }
         }
         if (lane == 0) tops[warp] = all;
@@ -151,7 +119,7 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
     if (query < count) {
 #pragma unroll 1
         for (int part = helper, own = place; part < parts; part += helpers, own += stride) {
-            Partial::clear(p.part_sums + own, p.part_scalars + own / SHARING, lane);
+            Partial::clear(p.part_sums + own, p.part_scalars + own / D * 2, lane);
         }
     }
     if (warp >= count) return true;

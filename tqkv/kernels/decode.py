@@ -22,7 +22,6 @@ __all__ = ["PackedStates", "decode_attention"]
 _QUERIES = 8  # of a block, or 4 where a head has no more: the n side of the matrix instruction has 8 columns
 _ROUNDS = 3  # of a rotation, at most
 _LONG = 100  # tiles a multiprocessor from which a block of more warps pays
-_SHARING = 64  # dimensions of a partial result that share a factor
 _IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
 _FIXED, _BATCH = 45, 2
@@ -393,8 +392,8 @@ def _scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.Tens
 
 def _new_scratch(numbers: int, pairs: int, device: torch.device) -> tuple[torch.Tensor, ...]:
     return (
-        torch.full((-(-numbers // 2),), -1, dtype=torch.int32, device=device),
-        torch.full((-(-numbers // _SHARING) * 4,), -1, dtype=torch.int32, device=device),
+        torch.full((numbers,), -1, dtype=torch.int32, device=device),
+        torch.full((numbers // 32,), -1, dtype=torch.int32, device=device),  # two for 64 dimensions or more
         torch.zeros(pairs, 1 + _QUERIES, dtype=torch.int32, device=device),
     )
 
@@ -427,12 +426,11 @@ def _kernel(
     folder = files("tqkv").joinpath("kernels")
     source = "\n".join(folder.joinpath(f"{name}.cu").read_text(encoding="utf-8") for name in _SOURCES)
     module = compile_module(source, tuple(f"-D{name}={value}" for name, value in names.items()))
-    # Tables and barriers, then rings and rotated queries; in place of these the sums of the pairs of warps, of padded
-    # pitch; in place of those what each warp merges.
+    # Tables, and what the pairs of warps weigh; then barriers, rings and rotated queries, or in place of these the sums
+    # of the pairs, of padded pitch, and what each warp merges.
     pairs, sides = warps // 2, 1 if head_dim == 64 else 2
     words = -(-head_dim // 4 // key_q // 4) * key_q
     rings = pairs * 4 * (16 + 16 + 72 * queries) + queries * (8 * (words + 4) * 4 + 64 + 12)
-    sums = pairs * queries * (head_dim + 32 * sides + 4) * 4
-    merged = warps * (8 + 256 * 4)
-    small = 2 * pairs * queries * 4
-    return module.kernel("decode"), 80 + 32 * (key_q + value_q) + max(rings, small + max(sums, merged))
+    sums = pairs * queries * (head_dim + 32 * sides + 4) * 4 + warps * (8 + 256 * 4)
+    weighed = queries * (12 * pairs + 8)
+    return module.kernel("decode"), 80 + 32 * (key_q + value_q) + weighed + max(rings, sums)

@@ -13,7 +13,6 @@ constexpr int SLOTS = 4;              // steps that the first may be ahead of th
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
 constexpr int IN_FLIGHT = 4;         // partial results that a warp loads at a time
-constexpr int SHARING = 64;           // dimensions of a partial result that share a factor
 constexpr float NO_SCORE = -1e30f;
 constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
 constexpr int WEIGHT_BITS = STATE == 2 ? 8 : 16;  // of a token's weight, as a part of the largest in a step; bfloat16 has 8 too
@@ -21,7 +20,6 @@ constexpr float MOST_WEIGHT = (1 << WEIGHT_BITS) - 1, MOST_QUERY = 32512.0f;  //
 constexpr int PARTS = STATE == 2 ? 1 : 2;     // of 11 bits, into which a rotation splits a float32; bfloat16 has 8 bits
 constexpr int MAGIC = 0x4b400000;     // 1.5 times 2^23
 constexpr float LEAST_SCALE = 6e-8f;  // float16's smallest number
-constexpr float LEAST = 1e-30f;       // factor of a partial result
 constexpr u32 ABSENT = 0xffffffff;    // no result of arithmetic: a NaN of another kind
 
 // Nibble j of a chunk, which starts a period, closes the dimensions first(j) up to first(j + 1).
@@ -63,13 +61,15 @@ struct Slot {
 
 // Byte offsets in shared memory. A side's tables are followed by the step and the offset of every dimension of a period.
 constexpr int KEY_TABLES = 16, VALUE_TABLES = KEY_TABLES + 32 * KEY_Q, VALUE_UNITS = VALUE_TABLES + 32 * VALUE_Q;
-constexpr int BARRIERS = VALUE_UNITS + 64;
+// Largest score and weight of every query and pair, the pairs' shares of the query's sums, and score and weight of all.
+constexpr int OF_PAIRS = VALUE_UNITS + 64, SHARES = OF_PAIRS + QUERIES * PAIRS * 8, OF_ALL = SHARES + QUERIES * PAIRS * 4;
+constexpr int BARRIERS = OF_ALL + QUERIES * 8;
 constexpr int RING = BARRIERS + 2 * PAIRS * SLOTS * 8;
 constexpr int ROTATED = RING + PAIRS * SLOTS * (int)sizeof(Slot);
 constexpr int FACTORS = ROTATED + QUERIES * QUERY_ROW * 4;
-constexpr int SMALL = BARRIERS;                               // after the loop, in place of all this
-constexpr int SUMS = SMALL + QUERIES * PAIRS * 8;               // largest score and weight of every query and pair before them
-constexpr int MERGED = SUMS + WARPS * 8;                      // what each warp merges of a query
+constexpr int SUMS = BARRIERS;                                // after the loop, in place of all this
+constexpr int TOPS = SUMS + PAIRS * PAIR_PITCH * 4;            // of what each warp merges of a query: score and weight, then sums
+constexpr int MERGED = TOPS + WARPS * 8;
 
 #if STATE == 0
 typedef float State;

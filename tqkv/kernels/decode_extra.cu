@@ -89,7 +89,7 @@ __device__ __forceinline__ void attend_extra(const Problem& p, const Place& at, 
         }
         load(values, v, p.v_token, next);
     }
-    float2* of_pairs = (float2*)(memory + SMALL);
+    float2* of_pairs = (float2*)(memory + OF_PAIRS);
     float* out = (float*)(memory + SUMS) + pair * PAIR_PITCH + first * QUERY_PITCH;
 #pragma unroll
     for (int i = 0; i < HALF; i++) {
@@ -100,4 +100,6 @@ __device__ __forceinline__ void attend_extra(const Problem& p, const Place& at, 
             out[i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK] = sums[i][e];
         }
     }
+    __syncthreads();
+    share_out(memory);
 }

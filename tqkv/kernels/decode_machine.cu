@@ -22,9 +22,6 @@ __device__ __forceinline__ u16 float_half(float x) { u16 h; asm("cvt.rn.f16.f32 
 __device__ __forceinline__ u16 float_brain(float x) { u16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(x)); return h; }
 // The integer next to x, up to 65535, in the low half of a word.
 __device__ __forceinline__ u32 round_bits(float x) { return (u32)__float_as_int(x + 8388608.0f); }
-__device__ __forceinline__ u32 half_pair(float lo, float hi) {
-    u32 y; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo)); return y;
-}
 
 // d = c + a b, of matrices of bytes: [16, 32] and [32, 8] over the lanes as PTX has it for mma.m16n8k32; a is unsigned.
 __device__ __forceinline__ void multiply_signed(int (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, const int (&c)[4]) {
@@ -88,16 +85,17 @@ __device__ __forceinline__ long long cycles() { long long x; asm volatile("mov.u
 // Orders what the thread, and those it has met, wrote before and what it reads after, for the whole device.
 __device__ __forceinline__ void fence() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
 // Words that blocks pass on to each other.
-__device__ __forceinline__ void load_shared(const u16* p, u32 (&x)[4]) {
+__device__ __forceinline__ void load_shared(const float* p, u32 (&x)[4]) {
     asm volatile("ld.relaxed.gpu.global.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3]) : "l"(p));
 }
-__device__ __forceinline__ void load_shared(const u16* p, u32 (&x)[2]) { asm volatile("ld.relaxed.gpu.global.v2.b32 {%0,%1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "l"(p)); }
-__device__ __forceinline__ void load_shared(const u16* p, u32 (&x)[1]) { asm volatile("ld.relaxed.gpu.global.b32 %0, [%1];" : "=r"(x[0]) : "l"(p)); }
-__device__ __forceinline__ void store_shared(u16* p, const u32 (&x)[4]) {
+__device__ __forceinline__ void load_shared(const float* p, u32 (&x)[2]) { asm volatile("ld.relaxed.gpu.global.v2.b32 {%0,%1}, [%2];" : "=r"(x[0]), "=r"(x[1]) : "l"(p)); }
+__device__ __forceinline__ void store_shared(float* p, const u32 (&x)[4]) {
     asm volatile("st.relaxed.gpu.global.v4.b32 [%4], {%0,%1,%2,%3};" : : "r"(x[0]), "r"(x[1]), "r"(x[2]), "r"(x[3]), "l"(p) : "memory");
 }
-__device__ __forceinline__ void store_shared(u16* p, const u32 (&x)[2]) { asm volatile("st.relaxed.gpu.global.v2.b32 [%2], {%0,%1};" : : "r"(x[0]), "r"(x[1]), "l"(p) : "memory"); }
-__device__ __forceinline__ void store_shared(u16* p, const u32 (&x)[1]) { asm volatile("st.relaxed.gpu.global.b32 [%1], %0;" : : "r"(x[0]), "l"(p) : "memory"); }
+__device__ __forceinline__ void store_shared(float* p, const u32 (&x)[2]) { asm volatile("st.relaxed.gpu.global.v2.b32 [%2], {%0,%1};" : : "r"(x[0]), "r"(x[1]), "l"(p) : "memory"); }
+// Where the first THREADS of a block meet.
+template <int THREADS>
+__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" : : "n"(THREADS) : "memory"); }
 
 // Barriers in shared memory: a phase ends with its `count`th arrival; `phase` is its parity.
 __device__ __forceinline__ void barrier_set(u32 barrier, int count) {

@@ -173,6 +173,35 @@ __device__ __forceinline__ void add_values(
     }
 }
 
+// Weighs what COUNT parts have of a query: their largest scores and weights to those of all and the parts' shares.
+template <int COUNT>
+__device__ __forceinline__ float2 weigh(const float2 (&parts)[COUNT], float (&shares)[COUNT]) {
+    float2 all = make_float2(NO_SCORE, 0);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) all.x = max_(all.x, parts[i].y != 0 ? parts[i].x : NO_SCORE);
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        // A part that saw nothing has weight 0 and sums 0.
+        shares[i] = parts[i].y != 0 ? exp2_(parts[i].x - all.x) : 0.0f;
+        all.y += shares[i] * parts[i].y;
+    }
+    return all;
+}
+
+// The pairs' shares of every query, and what all have.
+__device__ __forceinline__ void share_out(unsigned char* memory) {
+    const float2* of_pairs = (const float2*)(memory + OF_PAIRS);
+    const int i = threadIdx.x / PAIRS;
+    if (i >= QUERIES) return;
+    float2 parts[PAIRS];
+    float shares[PAIRS];
+#pragma unroll
+    for (int w = 0; w < PAIRS; w++) parts[w] = of_pairs[i * PAIRS + w];
+    const float2 all = weigh(parts, shares), own = of_pairs[threadIdx.x];
+    ((float*)(memory + SHARES))[threadIdx.x] = own.y != 0 ? exp2_(own.x - all.x) : 0.0f;
+    if (threadIdx.x % PAIRS == 0) ((float2*)(memory + OF_ALL))[i] = all;
+}
+
 // Attention over the packed tokens of a block; leaves the sums of every pair in shared memory. The last warps rotate a query
 // each.
 __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at, unsigned char* memory, int split) {
@@ -181,7 +210,7 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const bool scores = warp < PAIRS;
     const int pair = warp % PAIRS, own_query = warp - (WARPS - at.n);
-    float2* of_pairs = (float2*)(memory + SMALL);
+    float2* of_pairs = (float2*)(memory + OF_PAIRS);
     // All that is needed early is asked for before anything waits.
     constexpr int ENTRIES = 2 * (KEY_Q + VALUE_Q), WORDS = ENTRIES + (VALUE_Q + 1) / 2;
     const int word = threadIdx.x;
@@ -228,11 +257,13 @@ __device__ __forceinline__ void attend_packed(const Problem& p, const Place& at,
 #pragma unroll
             for (int stride = 4; stride < 32; stride *= 2) weight[k] += __shfl_xor_sync(~0u, weight[k], stride);
         }
-        __syncthreads();
 #pragma unroll
         for (int k = 0; k < OWN; k++) {
             if (g == 0) of_pairs[(OWN * t + k) * PAIRS + pair] = make_float2(top[k] + bias[k], weight[k]);
         }
+        meet<PAIRS * 32>();
+        share_out(memory);
+        __syncthreads();
     } else {
         // Needed late; asked for before, they would hold the rotation up.
         Codes<VALUE_BYTES> values[STEP];

@@ -13,8 +13,8 @@ struct Problem {
     int patience;                     // cycles that a block waits for the others' parts of a query of its own; 0: the last block finishes all
     const unsigned char *key_codes, *value_codes;
     const u16 *key_scales, *value_scales;
-    u16* part_sums;
-    float4* part_scalars;  // of every SHARING dimensions: largest score, weight, factor
+    float* part_sums;      // of every block and query
+    float* part_scalars;   // largest score and weight
     u32* counters;         // of a block of queries: arrivals, then whether the block that was to finish a query declined
     const u32* value_signs;
     State* out;
@@ -82,30 +82,32 @@ struct LaneStates {
     }
 };
 
-// A partial result of a query as a lane sees it: neighbouring dimensions in float16, and the largest score, the weight and the
-// factor of these. No number of it is ABSENT, which its place holds before and after.
+// A partial result of a query as a lane sees it: neighbouring dimensions, the largest score and the weight. No number of it is
+// ABSENT, which its place holds before and after.
 struct Partial {
-    u32 row[PER_LANE / 2], about[4];
+    static constexpr int PIECE = PER_LANE < 4 ? PER_LANE : 4, PIECES = PER_LANE / PIECE;
+    u32 row[PIECES][PIECE], about[2];
 
-    __device__ __forceinline__ void load(const u16* sums, const float4* scalars) {
-        load_shared(sums, row);
-        load_shared((const u16*)scalars, about);
+    __device__ __forceinline__ void load(const float* sums, const float* scalars) {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) load_shared(sums + i * PIECE, row[i]);
+        load_shared(scalars, about);
     }
     __device__ __forceinline__ bool there() const {
-        bool all = about[0] != ABSENT && about[1] != ABSENT && about[2] != ABSENT;
+        bool all = about[0] != ABSENT && about[1] != ABSENT;
 #pragma unroll
-        for (int i = 0; i < PER_LANE / 2; i++) all = all && row[i] != ABSENT;
+        for (int i = 0; i < PER_LANE; i++) all = all && row[i / PIECE][i % PIECE] != ABSENT;
         return all;
     }
     __device__ __forceinline__ float2 weight() const { return make_float2(__int_as_float(about[0]), __int_as_float(about[1])); }
-    __device__ __forceinline__ float factor() const { return __int_as_float(about[2]); }
-    __device__ __forceinline__ float sum(int e) const { return half_float((u16)(row[e / 2] >> 16 * (e % 2))); }
+    __device__ __forceinline__ float sum(int e) const { return __int_as_float(row[e / PIECE][e % PIECE]); }
     // Leaves the place as it was.
-    static __device__ __forceinline__ void clear(u16* sums, float4* scalars, int lane) {
-        u32 nothing[4] = {ABSENT, ABSENT, ABSENT, ABSENT}, part[PER_LANE / 2];
+    static __device__ __forceinline__ void clear(float* sums, float* scalars, int lane) {
+        u32 nothing[PIECE], none[2] = {ABSENT, ABSENT};
 #pragma unroll
-        for (int i = 0; i < PER_LANE / 2; i++) part[i] = ABSENT;
-        store_shared(sums, part);
-        if (lane * PER_LANE % SHARING == 0) store_shared((u16*)scalars, nothing);
+        for (int i = 0; i < PIECE; i++) nothing[i] = ABSENT;
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) store_shared(sums + i * PIECE, nothing);
+        if (lane == 0) store_shared(scalars, none);
     }
 };

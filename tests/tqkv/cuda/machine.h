@@ -57,10 +57,11 @@ struct Meeting {
         else while (turn == now) give_way();
     }
 };
-static Meeting block_meeting, warp_meetings[32];
+static Meeting block_meeting, first_meeting, warp_meetings[32];
 inline int warp_() { return fibers[current].thread / 32; }
 inline int lane_() { return fibers[current].thread % 32; }
 inline void __syncthreads() { block_meeting.wait_for(threads); }
+template <int N> void meet() { first_meeting.wait_for(N); }
 inline void __syncwarp() { warp_meetings[warp_()].wait_for(32); }
 
 // What every lane of the warp holds; two buffers in turn, so that the next exchange may start before all have read.
@@ -106,8 +107,8 @@ template <class T> T __ldcg(const T* p) { return *p; }
 inline void fence() {}
 inline u32 atomicInc(u32* p, u32 last) { const u32 old = *p; *p = old >= last ? 0 : old + 1; return old; }
 inline u32 atomicCAS(u32* p, u32 old, u32 now) { const u32 was = *p; if (was == old) *p = now; return was; }
-template <int N> void load_shared(const u16* p, u32 (&x)[N]) { std::memcpy(x, p, sizeof x); }
-template <int N> void store_shared(u16* p, const u32 (&x)[N]) { std::memcpy(p, x, sizeof x); }
+template <int N> void load_shared(const float* p, u32 (&x)[N]) { std::memcpy(x, p, sizeof x); }
+template <int N> void store_shared(float* p, const u32 (&x)[N]) { std::memcpy(p, x, sizeof x); }
 inline long long cycles() { static long long now; return now += 1000; }
 inline int __ffs(u32 x) { return __builtin_ffs(x); }
 inline u32 __ballot_sync(u32, bool x) {
@@ -141,7 +142,6 @@ inline float minus_infinity() { return -INFINITY; }
 inline float half_float(u16 h) { _Float16 x; std::memcpy(&x, &h, 2); return (float)x; }
 inline u16 float_half(float x) { const _Float16 y = (_Float16)x; u16 h; std::memcpy(&h, &y, 2); return h; }
 inline u32 round_bits(float x) { return (u32)__float_as_int(x + 8388608.0f); }
-inline u32 half_pair(float low, float high) { return float_half(low) | (u32)float_half(high) << 16; }
 inline u16 float_brain(float x) {
     const u32 bits = __float_as_int(x);
     return std::isnan(x) ? 0x7fff : (u16)(bits + 0x7fff + (bits >> 16 & 1) >> 16);
