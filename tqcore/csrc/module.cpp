@@ -473,6 +473,17 @@ void map_remove(tq::Int64Map& m, const InOut<int64_t, 1>& ids, const In<int64_t,
     }
 }
 
+// One bit for each of n rows, set where `rows` names it; other numbers are passed over.
+auto bits_of(const In<int64_t, 1>& rows, int64_t n) {
+    check(n >= 0, "n: must not be negative");
+    const size_t size = (size_t)(n + 7) / 8;
+    Array<uint8_t> out({size});
+    std::memset(out.data, 0, size);
+    for (size_t i = 0; i < rows.shape(0); ++i)
+        if (const int64_t row = rows.data()[i]; row >= 0 && row < n) out.data[row / 8] |= (uint8_t)(1 << row % 8);
+    return out.take();
+}
+
 // The rows [0, n) without `gone`, sorted, in n - gone.size() places: the gaps, and the rows past the end to fill them.
 nb::tuple removal_moves(int64_t n, const In<int64_t, 1>& gone) {
     const int64_t *first = gone.data(), *end = first + gone.shape(0), left = n - (int64_t)gone.shape(0);
@@ -550,6 +561,7 @@ NB_MODULE(_core, m) {
     m.def("by_place", [] { return tq::kernels()->by_place; });
     m.def("put_rows", &put, "blocks"_a, "positions"_a, "codes"_a);
     m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
+    m.def("bits_of", &bits_of, "rows"_a, "n"_a);
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
     m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);

@@ -1,5 +1,6 @@
 // Exact scores of single rows.
 #pragma once
+#include <algorithm>
 #include <cstring>
 
 #include "packing.h"
@@ -17,7 +18,7 @@ inline void unpack_whole(const Rows& rows, int64_t row, uint8_t* code) {
 class Scorer {
 public:
     explicit Scorer(const Rows& rows)
-        : rows_(rows), code_(*rows.code), packed_((size_t)code_.words() * 4),
+        : rows_(rows), code_(*rows.code), packed_(kLanes * (size_t)code_.code_size),
           nibbles_(2 * (size_t)code_.code_size + 16), yhat_((size_t)code_.query_size()) {}
 
     // Scores of later calls are against this query; `exact` are its tables, if it has any.
@@ -26,15 +27,28 @@ public:
         exact_ = exact;
     }
 
-    double operator()(int64_t row) {
-        // Half a byte may be unused at the end of a part: its table is zero.
-        if (code_.scannable())
-            return finish(row, kernels()->lut_score(exact_, bytes(row), 2 * code_.code_size), 0.0);
-        decode(row);
-        return of_decoded(row, query_);
+    void operator()(const int64_t* rows, size_t n, double* scores) {
+        if (!code_.scannable()) {
+            for (size_t i = 0; i < n; ++i) {
+                decode(rows[i]);
+                scores[i] = of_decoded(rows[i], query_);
+            }
+            return;
+        }
+        const int size = code_.code_size;
+        for (size_t at = 0; at < n; at += kLanes) {
+            const int count = (int)std::min<size_t>(kLanes, n - at);
+            for (int i = 0; i < count; ++i) unpack(rows[at + (size_t)i], packed_.data() + i * size);
+            // Half a byte may be unused at the end of a part: its table is zero.
+            kernels()->lut_scores(exact_, packed_.data(), size, count, 2 * size, scores + at);
+            for (int i = 0; i < count; ++i) scores[at + (size_t)i] = finish(rows[at + (size_t)i], scores[at + (size_t)i], 0.0);
+        }
     }
 
-    void decode(int64_t row) { code_.decode_row(bytes(row), yhat_.data(), nibbles_.data()); }
+    void decode(int64_t row) {
+        unpack(row, packed_.data());
+        code_.decode_row(packed_.data(), yhat_.data(), nibbles_.data());
+    }
 
     double of_decoded(int64_t row, const float* q) const {
         const int d = code_.d;
@@ -43,10 +57,9 @@ public:
     }
 
 private:
-    const uint8_t* bytes(int64_t row) {
-        if (!rows_.blocks) return rows_.packed + row * code_.code_size;
-        unpack_whole(rows_, row, packed_.data());
-        return packed_.data();
+    void unpack(int64_t row, uint8_t* code) const {
+        if (rows_.blocks) unpack_whole(rows_, row, code);
+        else std::memcpy(code, rows_.packed + row * code_.code_size, (size_t)code_.code_size);
     }
 
     double finish(int64_t row, double dot, double sign_dot) const {

@@ -102,9 +102,14 @@ float distance(const Rows& rows, const Queries& queries, int64_t query, double s
 }
 
 std::vector<Scored> score_all(Scorer& scorer, const Rows& rows, const std::vector<int64_t>& candidates) {
-    std::vector<Scored> out;
-    out.reserve(candidates.size());
-    for (const int64_t row : candidates) out.push_back({scorer(row), rows.ids ? rows.ids[row] : row, row});
+    const size_t n = candidates.size();
+    std::vector<double> scores(n);
+    scorer(candidates.data(), n, scores.data());
+    std::vector<Scored> out(n);
+    for (size_t i = 0; i < n; ++i) {
+        const int64_t row = candidates[i];
+        out[i] = {scores[i], rows.ids ? rows.ids[row] : row, row};
+    }
     return out;
 }
 
