@@ -150,11 +150,14 @@ class CodeStorage:
 
         Rows past n become part of the storage when `n` is set to include them.
         """
-        pack_rows(self._blocks, start, codes[:, : self._head_size])
-        if self.tails is not None:
+        heads = codes
+        if self._head_size < self.code_size:
+            heads = codes[:, : self._head_size]
             self._tails[start : start + len(codes)] = codes[:, self._head_size :]
-        if scalars is not None:
-            self._scalars[:, start : start + len(codes)] = scalars.T
+        if scalars is None:
+            pack_rows(self._blocks, start, heads)
+        else:
+            pack_rows(self._blocks, start, heads, self._scalars, np.ascontiguousarray(scalars))
 
     def put(self, positions: np.ndarray, codes: np.ndarray, scalars: np.ndarray) -> None:
         """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at `positions`, int64 [m] below n."""
