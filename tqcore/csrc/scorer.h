@@ -36,12 +36,16 @@ public:
             return;
         }
         const int size = code_.code_size;
+        const size_t ahead = 1 + kLinesAhead / (size_t)code_.words();
         for (size_t at = 0; at < n; at += kLanes) {
             const int count = (int)std::min<size_t>(kLanes, n - at);
-            for (int i = 0; i < count; ++i) unpack(rows[at + (size_t)i], packed_.data() + i * size);
+            for (int i = 0; i < count; ++i) {
+                if (at + (size_t)i + ahead < n) fetch(rows[at + (size_t)i + ahead]);
+                unpack(rows[at + (size_t)i], packed_.data() + i * size);
+            }
             // Half a byte may be unused at the end of a part: its table is zero.
             kernels()->lut_scores(exact_, packed_.data(), size, count, 2 * size, scores + at);
-            for (int i = 0; i < count; ++i) scores[at + (size_t)i] = finish(rows[at + (size_t)i], scores[at + (size_t)i], 0.0);
+            for (size_t i = at; i < at + (size_t)count; ++i) scores[i] = finish(rows[i], scores[i], 0.0);
         }
     }
 
@@ -57,6 +61,15 @@ public:
     }
 
 private:
+    static constexpr size_t kLinesAhead = 96;  // that memory is asked for
+
+    void fetch(int64_t row) const {
+        if (!rows_.blocks) return;
+        const int words = (code_.head_size() + 3) / 4;
+        const uint32_t* block = rows_.blocks + row / kLanes * words * kLanes;
+        for (int w = 0; w < words; ++w) __builtin_prefetch(block + (ptrdiff_t)w * kLanes);
+    }
+
     void unpack(int64_t row, uint8_t* code) const {
         if (rows_.blocks) unpack_whole(rows_, row, code);
         else std::memcpy(code, rows_.packed + row * code_.code_size, (size_t)code_.code_size);
