@@ -82,8 +82,10 @@ struct Kernels {
     // many words in a row. scratch [2 * n_slots].
     void (*quantize_lut)(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes,
                          uint32_t* weights, QueryBounds*);
-    // Sums over the nibbles of n of at most 16 packed rows at a stride, in a fixed order.
-    void (*lut_scores)(const double* lut, const uint8_t* rows, ptrdiff_t stride, int n, int n_nibbles, double* scores);
+    // Sums over the nibbles of n of at most 16 rows, in a fixed order. A row's words of four bytes, and the bytes of a
+    // word, lie at strides.
+    void (*lut_scores)(const double* lut, const uint8_t* const* rows, ptrdiff_t word_stride, ptrdiff_t byte_stride,
+                       int n, int n_nibbles, double* scores);
     // One row: sum of q_i * yhat_i in the fixed order of eight partial sums.
     // out [n][columns] = x [n][d] times m [d][columns], row-major.
     void (*project)(const float* x, ptrdiff_t stride, int n, int d, const float* m, int columns, float* out);

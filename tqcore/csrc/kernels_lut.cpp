@@ -206,26 +206,30 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
 
 // Nibble j into sum j % 8, then folded in halves. All rows go through a stretch of the tables while the nearest cache
 // holds it.
-void lut_scores(const double* lut, const uint8_t* rows, ptrdiff_t stride, int n, int n_nibbles, double* scores) {
+void lut_scores(const double* lut, const uint8_t* const* rows, ptrdiff_t word_stride, ptrdiff_t byte_stride, int n,
+                int n_nibbles, double* scores) {
     constexpr int kStretch = 128;
     double sums[kLanes][8] = {};
     for (int begin = 0; begin < n_nibbles; begin += kStretch) {
         const int end = begin + kStretch < n_nibbles ? begin + kStretch : n_nibbles;
         for (int r = 0; r < n; ++r) {
-            const uint8_t* row = rows + r * stride;
             double s[8];
             memcpy(s, sums[r], sizeof(s));
             int j = begin;
             for (; j + 8 <= end; j += 8) {
                 const double* t = lut + (ptrdiff_t)j * 16;
+                const uint8_t* word = rows[r] + j / 8 * word_stride;
 #pragma GCC unroll 4
                 for (int b = 0; b < 4; ++b) {
-                    const int byte = row[j / 2 + b];
+                    const int byte = word[b * byte_stride];
                     s[2 * b] += t[32 * b + (byte & 15)];
                     s[2 * b + 1] += t[32 * b + 16 + (byte >> 4)];
                 }
             }
-            for (; j < end; ++j) s[j % 8] += lut[(ptrdiff_t)j * 16 + (row[j / 2] >> (4 * (j % 2)) & 15)];
+            for (; j < end; ++j) {
+                const int byte = rows[r][j / 8 * word_stride + j % 8 / 2 * byte_stride];
+                s[j % 8] += lut[(ptrdiff_t)j * 16 + (byte >> (4 * (j % 2)) & 15)];
+            }
             memcpy(sums[r], s, sizeof(s));
         }
     }

@@ -17,7 +17,7 @@ void scalar_encode(const ScalarView*, const float*, uint8_t*);
 void dot_tile(const float*, const float*, int, double*);
 void chain_lut(const ChainView*, const float*, double*);
 void quantize_lut(const double*, int, int, double*, uint8_t*, uint32_t*, QueryBounds*);
-void lut_scores(const double*, const uint8_t*, ptrdiff_t, int, int, double*);
+void lut_scores(const double*, const uint8_t* const*, ptrdiff_t, ptrdiff_t, int, int, double*);
 void project(const float*, ptrdiff_t, int, int, const float*, int, float*);
 double dot(const float*, const float*, int);
 void pack_block(const uint8_t* const*, int, uint32_t*);

@@ -35,16 +35,22 @@ public:
             }
             return;
         }
-        const int size = code_.code_size;
-        const size_t ahead = 1 + kLinesAhead / (size_t)code_.words();
+        // Rows that lie whole in blocks are read there.
+        const bool there = rows_.blocks && !code_.tail_size();
+        const ptrdiff_t word = there ? 64 : 4, byte = there && kernels()->by_place ? kLanes : 1;
+        const int size = code_.code_size, words = code_.words();
+        const size_t ahead = 1 + kLinesAhead / (size_t)words;
         for (size_t at = 0; at < n; at += kLanes) {
             const int count = (int)std::min<size_t>(kLanes, n - at);
+            const uint8_t* from[kLanes];
             for (int i = 0; i < count; ++i) {
-                if (at + (size_t)i + ahead < n) fetch(rows[at + (size_t)i + ahead]);
-                unpack(rows[at + (size_t)i], packed_.data() + i * size);
+                const size_t r = at + (size_t)i;
+                if (r + ahead < n) fetch(rows[r + ahead]);
+                from[i] = there ? first_byte(rows_.blocks, words, rows[r]) : packed_.data() + i * size;
+                if (!there) unpack(rows[r], packed_.data() + i * size);
             }
             // Half a byte may be unused at the end of a part: its table is zero.
-            kernels()->lut_scores(exact_, packed_.data(), size, count, 2 * size, scores + at);
+            kernels()->lut_scores(exact_, from, word, byte, count, 2 * size, scores + at);
             for (size_t i = at; i < at + (size_t)count; ++i) scores[i] = finish(rows[i], scores[i], 0.0);
         }
     }
