@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from tqcore import _core
+
 from .arguments import check_deviations, check_ids, check_integer
 from .id_map import IdMap
 
-__all__ = ["SearchParameters", "bitset", "find_positions", "search_parameters", "select"]
+__all__ = ["SearchParameters", "allowed_bits", "find_positions", "search_parameters", "select"]
 
 _SELECTORS = (
     "an array of ids, a boolean mask by id, a faiss.IDSelector, "
@@ -90,9 +92,13 @@ def find_positions(selector: Any, id_map: IdMap, name: str) -> np.ndarray:
     return np.flatnonzero(select(selector, id_map, name))
 
 
-def bitset(allowed: np.ndarray) -> np.ndarray:
-    """Return bool [n] as uint8 [ceil(n / 8)], the lowest bit first."""
-    return np.packbits(allowed, bitorder="little")
+def allowed_bits(selector: Any, id_map: IdMap, name: str) -> np.ndarray:
+    """Return what `select` allows as bits, uint8 [ceil(n / 8)], the lowest first; an id list needs no pass over all."""
+    if not _is_selector(selector):
+        array = _ids_or_mask(selector, name)
+        if array.dtype != bool:
+            return _core.bits_of(array if id_map.sequential else id_map.find(array), id_map.n)
+    return np.packbits(select(selector, id_map, name), bitorder="little")
 
 
 def _ids_or_mask(selector: Any, name: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from .arguments import (
 )
 from .base import METRIC_INNER_PRODUCT, METRIC_L2, IndexBase
 from .collection import collection_on
-from .filters import bitset, find_positions, search_parameters, select
+from .filters import allowed_bits, find_positions, search_parameters
 from .format import quantizer_options
 from .guard import guarded
 from .planning import PLANS, Planner
@@ -368,7 +368,7 @@ class TurboQuantIndex(IndexBase):
         if params is None:
             return {"metric": self._metric, "mask": None, "threads": self.threads}
         selector, threads, further = search_parameters(params, self.threads)
-        mask = None if selector is None else bitset(select(selector, self._id_map, "params"))
+        mask = None if selector is None else allowed_bits(selector, self._id_map, "params")
         if "refine_factor" in further and self.refine_bits is None:
             raise ValueError(
                 f"params.refine_factor needs an index made with refine_bits, got {further['refine_factor']}"

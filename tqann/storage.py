@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from tqcore import _core
@@ -10,6 +12,7 @@ from tqcore.packing import blocks_for, move_rows, pack_rows, put_rows, unpack_ro
 __all__ = ["Changes", "CodeStorage", "grown", "removal_moves"]
 
 _BLOCK = 16
+_HUGE = 1 << 22  # bytes of an array
 
 
 def grown(capacity: int, needed: int) -> int:
@@ -147,11 +150,14 @@ class CodeStorage:
 
         Rows past n become part of the storage when `n` is set to include them.
         """
-        pack_rows(self._blocks, start, codes[:, : self._head_size])
-        if self.tails is not None:
+        heads = codes
+        if self._head_size < self.code_size:
+            heads = codes[:, : self._head_size]
             self._tails[start : start + len(codes)] = codes[:, self._head_size :]
-        if scalars is not None:
-            self._scalars[:, start : start + len(codes)] = scalars.T
+        if scalars is None:
+            pack_rows(self._blocks, start, heads)
+        else:
+            pack_rows(self._blocks, start, heads, self._scalars, np.ascontiguousarray(scalars))
 
     def put(self, positions: np.ndarray, codes: np.ndarray, scalars: np.ndarray) -> None:
         """Put codes uint8 [m, code_size] and scalars float32 [m, n_scalars] at `positions`, int64 [m] below n."""
@@ -211,12 +217,21 @@ class CodeStorage:
             "_tails": (capacity, self._tails.shape[1]),
         }
         for name, shape in shapes.items():
-            try:
-                # The allocator often extends in place; it refuses while a search still reads the array.
-                getattr(self, name).resize(shape)
-            except ValueError:
-                held, moved = getattr(self, name), np.zeros(shape, dtype=getattr(self, name).dtype)
-                shared = min(shape[0], len(held))
-                moved[:shared] = held[:shared]
-                setattr(self, name, moved)
+            if self._extended(name, shape):
+                continue
+            held, moved = getattr(self, name), np.zeros(shape, dtype=getattr(self, name).dtype)
+            shared = min(shape[0], len(held))
+            moved[:shared] = held[:shared]
+            setattr(self, name, moved)
         self._scalars = scalars
+
+    def _extended(self, name: str, shape: tuple[int, ...]) -> bool:
+        # NumPy asks for huge pages for what it allocates from that size on, and they stay as the allocator extends it.
+        if getattr(self, name).nbytes < _HUGE <= math.prod(shape) * getattr(self, name).itemsize:
+            return False
+        try:
+            # Often in place; it refuses while a search still reads the array.
+            getattr(self, name).resize(shape)
+        except ValueError:
+            return False
+        return True

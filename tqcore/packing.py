@@ -21,9 +21,18 @@ def blocks_for(n: int, code_size: int) -> tuple[int, int, int]:
     return -(-n // BLOCK_ROWS), -(-code_size // 4), BLOCK_ROWS
 
 
-def pack_rows(blocks: np.ndarray, start: int, codes: np.ndarray) -> None:
-    """Write uint8 codes [m, code_size] into rows ``start`` to ``start + m - 1`` of `blocks`, in place."""
-    _core.pack_rows(blocks, start, np.ascontiguousarray(codes))
+def pack_rows(
+    blocks: np.ndarray,
+    start: int,
+    codes: np.ndarray,
+    columns: np.ndarray | None = None,
+    scalars: np.ndarray | None = None,
+) -> None:
+    """Write uint8 codes [m, code_size] into rows ``start`` to ``start + m - 1`` of `blocks`, in place.
+
+    Scalars float32 [m, s] go into the same places of `columns`, float32 [s, capacity].
+    """
+    _core.pack_rows(blocks, start, np.ascontiguousarray(codes), columns, scalars)
 
 
 def put_rows(blocks: np.ndarray, positions: np.ndarray, codes: np.ndarray) -> None:

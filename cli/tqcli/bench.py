@@ -274,7 +274,7 @@ def speed(
         SourceOptions(base=base, queries=queries, column=column, seed=seed),
         methods=methods,
         settings=SpeedSettings(repeats=repeats),
-        updates=update_settings(full, updates_n, max(grid.threads)) if updates else None,
+        updates=update_settings(full, updates_n, max(grid.threads), methods) if updates else None,
     )
     name = name or record_name(record)
     written = [write_record(record, out, name), *write_speed_report(record, out, name)]

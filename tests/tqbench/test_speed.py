@@ -121,6 +121,7 @@ def test_updates(record):
     assert update_table({**record, "updates": None}) is None
     assert (update_settings().rows, update_settings(full=True).rows) == (20_000, 100_000)
     assert "pq" in update_settings().rivals
+    assert update_settings(methods=("chain", "pq-fs")).rivals == ("pq-fs",)
     assert (update_settings(rows=500).rows, update_settings(rows=500).thread_rows) == (500, 500)
     with pytest.raises(BenchError, match="updates-n must be at least 100"):
         update_settings(rows=3)

@@ -75,6 +75,36 @@ def test_rows_are_put_one_by_one():
             put_rows(blocks, np.array(wrong), codes[:3])
 
 
+def test_rows_are_packed_with_their_scalars():
+    codes = np.random.default_rng(4).integers(0, 256, (20, 13), dtype=np.uint8)
+    scalars = np.arange(40, dtype=np.float32).reshape(20, 2)
+    blocks, columns = np.zeros(blocks_for(40, 13), np.uint32), np.zeros((2, 40), np.float32)
+    pack_rows(blocks, 5, codes, columns, scalars)
+    np.testing.assert_array_equal(unpack_rows(blocks, slice(5, 25), 13), codes)
+    np.testing.assert_array_equal(columns[:, 5:25], scalars.T)
+    assert not columns[:, :5].any()
+    assert not columns[:, 25:].any()
+    for wrong in (
+        (columns, None),
+        (columns, scalars[1:]),
+        (columns[:1].copy(), scalars),
+        (columns[:, :24].copy(), scalars),
+    ):
+        with pytest.raises(ValueError, match="scalars"):
+            pack_rows(blocks, 5, codes, *wrong)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1000])
+def test_bits_of_rows(n):
+    for rows in ([], [0], [n - 1, 0, n - 1], [-1, n, 2**62, -(2**63)], np.arange(-3, n + 3)):
+        allowed = np.isin(np.arange(n), rows)
+        np.testing.assert_array_equal(
+            _core.bits_of(np.array(rows, np.int64), n), np.packbits(allowed, bitorder="little")
+        )
+    with pytest.raises(ValueError, match="n"):
+        _core.bits_of(np.array([0]), -1)
+
+
 def test_rows_move_with_their_scalars():
     codes = np.random.default_rng(2).integers(0, 256, (40, 13), dtype=np.uint8)
     blocks, scalars = np.zeros(blocks_for(40, 13), np.uint32), np.arange(80, dtype=np.float32).reshape(2, 40)

@@ -97,11 +97,15 @@ static void decode_of(const ChainView& c, const uint8_t* nibbles, float* yhat) {
     for (int i = 0, phase = 0; i < c.d; ++i) {
         const float* t = c.tables + (size_t)phase * kMemory * 16;
         if (++phase == c.period) phase = 0;
-        int j = c.closes_at[i];
-        float v = t[nibbles[j]];
-        for (int o = 1; o < kMemory; ++o) {
-            j = j == 0 ? c.n_nibbles - 1 : j - 1;
-            v += t[16 * o + nibbles[j]];
+        const int last = c.closes_at[i];
+        float v = t[nibbles[last]];
+        if (last >= kMemory - 1) {
+            for (int o = 1; o < kMemory; ++o) v += t[16 * o + nibbles[last - o]];
+        } else {
+            for (int o = 1, j = last; o < kMemory; ++o) {
+                j = j == 0 ? c.n_nibbles - 1 : j - 1;
+                v += t[16 * o + nibbles[j]];
+            }
         }
         yhat[i] = v;
     }

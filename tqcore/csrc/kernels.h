@@ -57,6 +57,9 @@ struct Kernels {
     bool by_place;
     // Sixteen rows of `size` bytes -> ceil(size / 4) lines, zero padded.
     void (*pack_block)(const uint8_t* const* rows, int size, uint32_t* lines);
+    // n of at most 16 rows of blocks -> lines of a block of their own, whose other lanes are not set to anything. The n
+    // rows after them are wanted next.
+    void (*gather_block)(const uint32_t* blocks, const int64_t* rows, int n, int words, uint32_t* lines);
     // x [16][d] row-major at a stride; y [d][16]; norms [16]. Rows past n repeat zeros.
     void (*load_tile)(const float* x, ptrdiff_t stride, int n, int d, float* y, double* norms);
     void (*load_rotated)(const float* x, ptrdiff_t stride, int n, int d, float* y);
@@ -79,8 +82,10 @@ struct Kernels {
     // many words in a row. scratch [2 * n_slots].
     void (*quantize_lut)(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes,
                          uint32_t* weights, QueryBounds*);
-    // Sum over the nibbles of a packed row, in a fixed order.
-    double (*lut_score)(const double* lut, const uint8_t* row, int n_nibbles);
+    // Sums over the nibbles of n of at most 16 rows, in a fixed order. A row's words of four bytes, and the bytes of a
+    // word, lie at strides.
+    void (*lut_scores)(const double* lut, const uint8_t* const* rows, ptrdiff_t word_stride, ptrdiff_t byte_stride,
+                       int n, int n_nibbles, double* scores);
     // One row: sum of q_i * yhat_i in the fixed order of eight partial sums.
     // out [n][columns] = x [n][d] times m [d][columns], row-major.
     void (*project)(const float* x, ptrdiff_t stride, int n, int d, const float* m, int columns, float* out);

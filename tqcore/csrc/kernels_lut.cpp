@@ -204,22 +204,41 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
     bounds->threshold = -__builtin_inff();
 }
 
-// Nibble j into sum j % 8, then folded in halves.
-double lut_score(const double* lut, const uint8_t* row, int n_nibbles) {
-    double s[8] = {};
-    int j = 0;
-    for (; j + 8 <= n_nibbles; j += 8) {
-        const double* t = lut + (ptrdiff_t)j * 16;
-        for (int b = 0; b < 4; ++b) {
-            const int byte = row[j / 2 + b];
-            s[2 * b] += t[32 * b + (byte & 15)];
-            s[2 * b + 1] += t[32 * b + 16 + (byte >> 4)];
+// Nibble j into sum j % 8, then folded in halves. All rows go through a stretch of the tables while the nearest cache
+// holds it.
+void lut_scores(const double* lut, const uint8_t* const* rows, ptrdiff_t word_stride, ptrdiff_t byte_stride, int n,
+                int n_nibbles, double* scores) {
+    constexpr int kStretch = 128;
+    double sums[kLanes][8] = {};
+    for (int begin = 0; begin < n_nibbles; begin += kStretch) {
+        const int end = begin + kStretch < n_nibbles ? begin + kStretch : n_nibbles;
+        for (int r = 0; r < n; ++r) {
+            double s[8];
+            memcpy(s, sums[r], sizeof(s));
+            int j = begin;
+            for (; j + 8 <= end; j += 8) {
+                const double* t = lut + (ptrdiff_t)j * 16;
+                const uint8_t* word = rows[r] + j / 8 * word_stride;
+#pragma GCC unroll 4
+                for (int b = 0; b < 4; ++b) {
+                    const int byte = word[b * byte_stride];
+                    s[2 * b] += t[32 * b + (byte & 15)];
+                    s[2 * b + 1] += t[32 * b + 16 + (byte >> 4)];
+                }
+            }
+            for (; j < end; ++j) {
+                const int byte = rows[r][j / 8 * word_stride + j % 8 / 2 * byte_stride];
+                s[j % 8] += lut[(ptrdiff_t)j * 16 + (byte >> (4 * (j % 2)) & 15)];
+            }
+            memcpy(sums[r], s, sizeof(s));
         }
     }
-    for (; j < n_nibbles; ++j) s[j % 8] += lut[(ptrdiff_t)j * 16 + (row[j / 2] >> (4 * (j % 2)) & 15)];
-    for (int h = 4; h >= 1; h /= 2)
-        for (int l = 0; l < h; ++l) s[l] += s[l + h];
-    return s[0];
+    for (int r = 0; r < n; ++r) {
+        double* s = sums[r];
+        for (int h = 4; h >= 1; h /= 2)
+            for (int l = 0; l < h; ++l) s[l] += s[l + h];
+        scores[r] = s[0];
+    }
 }
 
 }  // namespace tq::TQ_LEVEL

@@ -1,4 +1,4 @@
-// Sixteen rows of codes into lines of the scanning layout.
+// Rows of codes, or of blocks, into lines of the scanning layout.
 #include "lanes.h"
 
 namespace tq::TQ_LEVEL {
@@ -47,7 +47,46 @@ void pack_block(const uint8_t* const* rows, int size, uint32_t* lines) {
     memcpy((uint8_t*)lines + (ptrdiff_t)at * kLanes, columns, (size_t)((size - at + 3) / 4 * 64));
 }
 
+// kWords lines, each from the same line of every row's block.
+template <int kWords>
+static inline __attribute__((always_inline)) void gather_lines(const uint32_t* const* from, const __m256i* own, int n,
+                                                               ptrdiff_t at, uint32_t* lines) {
+    __m256i sum[2 * kWords] = {};
+    for (int r = 0; r < n; ++r) {
+        const __m256i* half = (const __m256i*)(from[r] + at);
+        const char* later = (const char*)(from[n + r] + at);
+#pragma GCC unroll 4
+        for (int w = 0; w < kWords; ++w) _mm_prefetch(later + 64 * w, _MM_HINT_T1);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * kWords; ++i)
+            sum[i] = _mm256_or_si256(sum[i], _mm256_shuffle_epi8(_mm256_loadu_si256(half + i), own[r]));
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * kWords; ++i) _mm256_storeu_si256((__m256i*)(lines + at) + i, sum[i]);
+}
+
+void gather_block(const uint32_t* blocks, const int64_t* rows, int n, int words, uint32_t* lines) {
+    const uint32_t* from[2 * kLanes];
+    for (int r = 0; r < 2 * n; ++r) from[r] = blocks + (ptrdiff_t)(rows[r] / kLanes) * words * kLanes;
+    // Shuffled by own[r], the row's byte of each place goes to lane r and all others become 0.
+    __m256i own[kLanes];
+    const __m256i lane = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    for (int r = 0; r < n; ++r)
+        own[r] = _mm256_blendv_epi8(_mm256_set1_epi8(-1), _mm256_set1_epi8((char)(rows[r] % kLanes)),
+                                    _mm256_cmpeq_epi8(lane, _mm256_set1_epi8((char)r)));
+    int w = 0;
+    for (; w + 4 <= words; w += 4) gather_lines<4>(from, own, n, (ptrdiff_t)w * kLanes, lines);
+    for (; w < words; ++w) gather_lines<1>(from, own, n, (ptrdiff_t)w * kLanes, lines);
+}
+
 #else
+
+void gather_block(const uint32_t* blocks, const int64_t* rows, int n, int words, uint32_t* lines) {
+    for (int r = 0; r < n; ++r) {
+        const uint32_t* from = blocks + (ptrdiff_t)(rows[r] / kLanes) * words * kLanes + rows[r] % kLanes;
+        for (ptrdiff_t w = 0; w < words; ++w) lines[w * kLanes + r] = from[w * kLanes];
+    }
+}
 
 void pack_block(const uint8_t* const* rows, int size, uint32_t* lines) {
     for (int r = 0; r < kLanes; ++r) {

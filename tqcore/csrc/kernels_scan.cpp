@@ -115,7 +115,7 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 // VPSHUFB looks up. Two entries of seven bits fit one byte; bytes are added in 16 bits, the odd ones as they are and the
 // even ones with 256 times their neighbour, which is taken off again at the end of a window.
 
-constexpr ptrdiff_t kAhead = 192 * kLanes;  // entries, 12 KiB: memory is asked for so early by a query alone
+constexpr ptrdiff_t kAhead = 192 * kLanes;  // entries, 12 KiB: memory is asked for at least so early by a query alone
 
 // The sums of a window times its weight: sum[0] of even rows and 256 times those of odd ones, sum[1] of odd ones.
 static inline __attribute__((always_inline)) void close_window(const __m256i* sum, uint32_t weight, bool first,
@@ -139,6 +139,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
                                                               const QueryTables* queries, int begin, int end,
                                                               int32_t* acc, ptrdiff_t acc_stride) {
     const __m256i nibble = _mm256_set1_epi8(15);
+    const ptrdiff_t ahead = NB * block_stride > kAhead ? NB * block_stride : kAhead;  // past the blocks being read
     __m256i sum[NB * NQ][2];
 #pragma GCC unroll 8
     for (int i = 0; i < NB * NQ; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
@@ -149,7 +150,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
 #pragma GCC unroll 4
             for (int b = 0; b < NB; ++b) {
                 const uint32_t* half_line = blocks + b * block_stride + (ptrdiff_t)w * kLanes + 8 * pair;
-                if (NQ == 1 && pair == 0) _mm_prefetch((const char*)(half_line + kAhead), _MM_HINT_T0);
+                if (NQ == 1 && pair == 0) _mm_prefetch((const char*)(half_line + ahead), _MM_HINT_T0);
                 const __m256i x = _mm256_loadu_si256((const __m256i*)half_line);
                 low[b] = _mm256_and_si256(x, nibble);
                 high[b] = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);

@@ -17,10 +17,11 @@ void scalar_encode(const ScalarView*, const float*, uint8_t*);
 void dot_tile(const float*, const float*, int, double*);
 void chain_lut(const ChainView*, const float*, double*);
 void quantize_lut(const double*, int, int, double*, uint8_t*, uint32_t*, QueryBounds*);
-double lut_score(const double*, const uint8_t*, int);
+void lut_scores(const double*, const uint8_t* const*, ptrdiff_t, ptrdiff_t, int, int, double*);
 void project(const float*, ptrdiff_t, int, int, const float*, int, float*);
 double dot(const float*, const float*, int);
 void pack_block(const uint8_t* const*, int, uint32_t*);
+void gather_block(const uint32_t*, const int64_t*, int, int, uint32_t*);
 void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
 void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
 
@@ -32,9 +33,9 @@ constexpr bool kByPlace = false;
 
 #define TQ_NAME_(x) #x
 #define TQ_NAME(x) TQ_NAME_(x)
-const Kernels table = {TQ_NAME(TQ_LEVEL), kByPlace,   pack_block,    load_tile,    load_rotated,     store_tile,
+const Kernels table = {TQ_NAME(TQ_LEVEL), kByPlace, pack_block, gather_block,  load_tile,    load_rotated,     store_tile,
                        rotate_tile,       rotate_row, chain_scratch, chain_encode, normalize_row,    chain_encode_row,
-                       chain_decode,      scalar_encode, dot_tile,   chain_lut,    quantize_lut,     lut_score,
+                       chain_decode,      scalar_encode, dot_tile,   chain_lut,    quantize_lut,     lut_scores,
                        project,           dot,        scan,          reachable};
 
 }  // namespace tq::TQ_LEVEL

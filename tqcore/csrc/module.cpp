@@ -214,13 +214,25 @@ auto lut(const tq::Code& code, const In<float, 2>& q) {
     return out.take();
 }
 
-void pack(const InOut<uint32_t, 3>& blocks, int64_t start, const In<uint8_t, 2>& codes) {
-    const size_t words = (codes.shape(1) + 3) / 4;
+// Codes into rows of blocks, and their scalars into columns.
+void pack(const InOut<uint32_t, 3>& blocks, int64_t start, const In<uint8_t, 2>& codes,
+          const std::optional<InOut<float, 2>>& columns, const std::optional<In<float, 2>>& scalars) {
+    const size_t words = (codes.shape(1) + 3) / 4, n = codes.shape(0);
     check(blocks.shape(1) == words && blocks.shape(2) == tq::kLanes, "blocks: shape must be [n, ceil(code_size/4), 16]");
-    check(start >= 0 && start + (int64_t)codes.shape(0) <= (int64_t)blocks.shape(0) * tq::kLanes,
+    check(start >= 0 && start + (int64_t)n <= (int64_t)blocks.shape(0) * tq::kLanes,
           "codes: rows must fit into the blocks");
+    check(columns.has_value() == scalars.has_value(), "give columns with scalars");
+    if (scalars)
+        check(scalars->shape(0) == n && scalars->shape(1) == columns->shape(0) &&
+                  (size_t)start + n <= columns->shape(1),
+              "scalars: one row a code, of a value for each column");
     nb::gil_scoped_release release;
-    tq::pack_rows(blocks.data(), (int)words, start, codes.data(), codes.shape(0), (int)codes.shape(1));
+    tq::pack_rows(blocks.data(), (int)words, start, codes.data(), (int64_t)n, (int)codes.shape(1));
+    if (!scalars) return;
+    for (size_t s = 0; s < columns->shape(0); ++s) {
+        float* column = columns->data() + s * columns->shape(1) + start;
+        for (size_t i = 0; i < n; ++i) column[i] = scalars->data()[i * columns->shape(0) + s];
+    }
 }
 
 void put(const InOut<uint32_t, 3>& blocks, const In<int64_t, 1>& positions, const In<uint8_t, 2>& codes) {
@@ -473,6 +485,17 @@ void map_remove(tq::Int64Map& m, const InOut<int64_t, 1>& ids, const In<int64_t,
     }
 }
 
+// One bit for each of n rows, set where `rows` names it; other numbers are passed over.
+auto bits_of(const In<int64_t, 1>& rows, int64_t n) {
+    check(n >= 0, "n: must not be negative");
+    const size_t size = (size_t)(n + 7) / 8;
+    Array<uint8_t> out({size});
+    std::memset(out.data, 0, size);
+    for (size_t i = 0; i < rows.shape(0); ++i)
+        if (const int64_t row = rows.data()[i]; row >= 0 && row < n) out.data[row / 8] |= (uint8_t)(1 << row % 8);
+    return out.take();
+}
+
 // The rows [0, n) without `gone`, sorted, in n - gone.size() places: the gaps, and the rows past the end to fill them.
 nb::tuple removal_moves(int64_t n, const In<int64_t, 1>& gone) {
     const int64_t *first = gone.data(), *end = first + gone.shape(0), left = n - (int64_t)gone.shape(0);
@@ -549,7 +572,8 @@ NB_MODULE(_core, m) {
     m.def("lut", &lut, "code"_a, "q"_a);
     m.def("by_place", [] { return tq::kernels()->by_place; });
     m.def("put_rows", &put, "blocks"_a, "positions"_a, "codes"_a);
-    m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a);
+    m.def("pack_rows", &pack, "blocks"_a, "start"_a, "codes"_a, "columns"_a = nb::none(), "scalars"_a = nb::none());
+    m.def("bits_of", &bits_of, "rows"_a, "n"_a);
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
     m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);

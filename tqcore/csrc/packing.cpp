@@ -4,17 +4,12 @@
 #include <cstring>
 
 namespace tq {
-namespace {
-
-// Where a row begins. By place, its byte c lies 16 c behind, otherwise 64 (c / 4) + c % 4.
-uint8_t* first_byte(const uint32_t* blocks, int words, int64_t row) {
-    return (uint8_t*)blocks + (row / kLanes) * words * 64 + row % kLanes * (kernels()->by_place ? 1 : 4);
+const uint8_t* first_byte(const uint32_t* blocks, int words, int64_t row) {
+    return (const uint8_t*)blocks + (row / kLanes) * words * 64 + row % kLanes * (kernels()->by_place ? 1 : 4);
 }
 
-}  // namespace
-
 void put_row(uint32_t* blocks, int words, int64_t row, const uint8_t* code, int code_size) {
-    uint8_t* to = first_byte(blocks, words, row);
+    uint8_t* to = (uint8_t*)first_byte(blocks, words, row);
     if (kernels()->by_place) {
         for (ptrdiff_t c = 0; c < 4 * words; ++c) to[c * kLanes] = c < code_size ? code[c] : 0;
         return;
@@ -51,7 +46,7 @@ void unpack_row(const uint32_t* blocks, int words, int64_t row, uint8_t* code, i
 
 void move_row(const uint32_t* from, int64_t row, uint32_t* to, int64_t at, int words) {
     const uint8_t* source = first_byte(from, words, row);
-    uint8_t* target = first_byte(to, words, at);
+    uint8_t* target = (uint8_t*)first_byte(to, words, at);
     if (kernels()->by_place) {
         for (ptrdiff_t c = 0; c < 4 * words; ++c) target[c * kLanes] = source[c * kLanes];
         return;

@@ -42,7 +42,7 @@ public:
     }
 
 private:
-    static constexpr size_t kFollowed = 64;
+    static constexpr size_t kFollowed = 256;
 
     // The k largest lower bounds lie in order behind an infinite one, in the first or the second half: each is moved
     // on to the other half without a branch.

@@ -101,11 +101,14 @@ float distance(const Rows& rows, const Queries& queries, int64_t query, double s
     return d > 0 ? (float)d : 0.0f;
 }
 
-std::vector<Scored> score_all(Scorer& scorer, const Rows& rows, const std::vector<int64_t>& candidates) {
-    std::vector<Scored> out;
-    out.reserve(candidates.size());
-    for (const int64_t row : candidates) out.push_back({scorer(row), rows.ids ? rows.ids[row] : row, row});
-    return out;
+void score_rows(Scorer& scorer, const Rows& rows, const std::vector<int64_t>& candidates, std::vector<Scored>& out) {
+    const size_t n = candidates.size();
+    std::vector<double> scores(n);
+    scorer(candidates.data(), n, scores.data());
+    for (size_t i = 0; i < n; ++i) {
+        const int64_t row = candidates[i];
+        out.push_back({scores[i], rows.ids ? rows.ids[row] : row, row});
+    }
 }
 
 }  // namespace
@@ -143,10 +146,22 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
                     if (c.upper >= all.threshold()) all.add(c);
             }
             all.prune();
+            // The best by their bounds first: most of the others cannot reach what these score.
+            std::vector<Candidate>& found = all.candidates();
+            const auto rest = found.begin() + std::min<ptrdiff_t>(keep, (ptrdiff_t)found.size());
+            std::nth_element(found.begin(), rest, found.end(),
+                             [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
             std::vector<int64_t> candidates;
-            for (const Candidate& c : all.candidates()) candidates.push_back(c.row);
+            std::vector<Scored> scored;
             scorer.set_query(queries.q + (first + i) * rows.code->query_size(), own->exact(i));
-            std::vector<Scored> scored = score_all(scorer, rows, candidates);
+            for (auto c = found.begin(); c != rest; ++c) candidates.push_back(c->row);
+            score_rows(scorer, rows, candidates, scored);
+            double least = INFINITY;
+            for (const Scored& r : scored) least = std::min(least, r.score);
+            candidates.clear();
+            for (auto c = rest; c != found.end(); ++c)
+                if ((double)c->upper >= least) candidates.push_back(c->row);
+            score_rows(scorer, rows, candidates, scored);
             const size_t n = std::min<size_t>((size_t)keep, scored.size());
             std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
             for (size_t r = 0; r < n; ++r) {
@@ -183,7 +198,8 @@ void rescore(const Rows& rows, const Queries& queries, const int64_t* candidates
             Tables tables;
             if (rows.code->scannable()) tables.build_exact(*rows.code, queries.q + i * size);
             scorer.set_query(queries.q + i * size, rows.code->scannable() ? tables.exact() : nullptr);
-            std::vector<Scored> scored = score_all(scorer, rows, chosen);
+            std::vector<Scored> scored;
+            score_rows(scorer, rows, chosen, scored);
             const size_t n = std::min<size_t>((size_t)k, scored.size());
             std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
             for (size_t r = 0; r < n; ++r) {
@@ -213,8 +229,10 @@ std::vector<std::vector<Hit>> range_search(const Rows& rows, const Queries& quer
         Scorer scorer(rows);
         for (int i = 0; i < count; ++i) {
             std::vector<Hit> found;
+            std::vector<Scored> scored;
             scorer.set_query(queries.q + (first + i) * rows.code->query_size(), own.exact(i));
-            for (const Scored& r : score_all(scorer, rows, own.sink.kept[(size_t)i])) {
+            score_rows(scorer, rows, own.sink.kept[(size_t)i], scored);
+            for (const Scored& r : scored) {
                 const float d = distance(rows, queries, first + i, r.score);
                 if (l2 ? d < radius : d > radius) found.push_back({d, r.id});
             }

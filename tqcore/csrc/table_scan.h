@@ -15,7 +15,6 @@ constexpr int64_t kFirstChunk = 8;               // blocks
 constexpr int64_t kCopyCost = 4;                 // of a row into another block, in sixteenths of a block's scan
 constexpr int64_t kSmallGap = 4;                 // blocks without an allowed row that are scanned along
 constexpr size_t kMostPicked = 128;              // rows copied before they are scanned; few, so that copies stay in cache
-constexpr size_t kCopiesAhead = 2;               // rows whose memory is asked for before they are copied
 constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
 
 // Which rows of a block exist and are allowed, the lowest bit first.
@@ -115,16 +114,17 @@ private:
         return scratch_.data();
     }
 
-    void copy_row(int64_t row, int64_t at) {
-        if (in_place()) return move_row(rows_.blocks, row, copies_.data(), at, words_);
+    // Copies rows that are not scanned in place into a block.
+    void copy_rows(const int64_t* rows, int n, uint32_t* lines) {
         const int code_size = rows_.code->code_size;
-        const uint8_t* code = rows_.packed + row * code_size;
-        if (rows_.blocks) {
-            row_.resize((size_t)code_size);
-            unpack_whole(rows_, row, row_.data());
-            code = row_.data();
+        const uint8_t* codes[kLanes];
+        row_.resize((size_t)(kLanes * code_size));
+        for (int i = 0; i < kLanes; ++i) {
+            const int64_t row = rows[i < n ? i : 0];
+            codes[i] = rows_.blocks ? &row_[(size_t)(i * code_size)] : rows_.packed + row * code_size;
+            if (rows_.blocks) unpack_whole(rows_, row, &row_[(size_t)(i * code_size)]);
         }
-        put_row(copies_.data(), words_, at, code, std::min(code_size, 4 * words_));
+        kernels()->pack_block(codes, std::min(code_size, 4 * words_), lines);
     }
 
     // Bounds of a score from the first words: unbiased once divided by their share of the energy, and uncertain by
@@ -174,7 +174,10 @@ private:
         if (rows_.blocks && rows * (count_ + kCopyCost) >= kLanes * blocks * count_) return rows == 0;
         for (size_t at = 0; at < count; at += 4)
             for (uint64_t bits = four_blocks(at); bits; bits &= bits - 1) {
-                picked_.push_back((begin + (int64_t)at) * kLanes + __builtin_ctzll(bits));
+                const int64_t row = (begin + (int64_t)at) * kLanes + __builtin_ctzll(bits);
+                __builtin_prefetch(rows_.scale + row);
+                if (rows_.squared_norm) __builtin_prefetch(rows_.squared_norm + row);
+                picked_.push_back(row);
                 if (picked_.size() == kMostPicked) scan_picked(sink);
             }
         return true;
@@ -186,12 +189,16 @@ private:
         copies_.resize(blocks * (size_t)words_ * kLanes);
         scales_.assign(blocks * kLanes, 0.0f);
         norms_.assign(blocks * kLanes, 0.0f);
+        picked_.resize((blocks + 1) * kLanes, picked_.back());
+        for (size_t i = 0; i < n; i += kLanes) {
+            const int count = (int)std::min<size_t>(kLanes, n - i);
+            uint32_t* lines = &copies_[i * (size_t)words_];
+            if (in_place()) kernels()->gather_block(rows_.blocks, &picked_[i], count, words_, lines);
+            else copy_rows(&picked_[i], count, lines);
+        }
         for (size_t i = 0; i < n; ++i) {
-            const int64_t row = picked_[i];
-            scales_[i] = rows_.scale[row];
-            if (rows_.squared_norm) norms_[i] = rows_.squared_norm[row];
-            if (in_place() && i + kCopiesAhead < n) fetch_row(picked_[i + kCopiesAhead]);
-            copy_row(row, (int64_t)i);
+            scales_[i] = rows_.scale[picked_[i]];
+            if (rows_.squared_norm) norms_[i] = rows_.squared_norm[picked_[i]];
         }
         allowed_copies_.assign(blocks, 0xFFFF);
         if (n % kLanes) allowed_copies_.back() = (uint16_t)((1u << n % kLanes) - 1);
@@ -199,11 +206,6 @@ private:
         scan({copies_.data(), (int)blocks, scales_.data(), norms, allowed_copies_.data(), 0, picked_.data()}, nullptr,
              sink);
         picked_.clear();
-    }
-
-    void fetch_row(int64_t row) const {
-        const uint32_t* words = rows_.blocks + (row / kLanes) * words_ * kLanes;
-        for (int w = 0; w < words_; w += 16) __builtin_prefetch(words + (ptrdiff_t)w * kLanes);  // the rest follows
     }
 
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {

@@ -21,8 +21,12 @@ from .updates import UpdateSettings, run_updates
 __all__ = ["run_speed", "update_settings"]
 
 
-def update_settings(full: bool = False, rows: int | None = None, threads: int = 2) -> UpdateSettings:
+def update_settings(
+    full: bool = False, rows: int | None = None, threads: int = 2, methods: Sequence[str] = ()
+) -> UpdateSettings:
     """The updates of a quick or a full run; `rows` replaces the vectors of both its indexes.
+
+    Where `methods` are chosen, builds are beside those of them alone, so without FAISS PQ, which trains for minutes.
 
     Raises
     ------
@@ -31,7 +35,8 @@ def update_settings(full: bool = False, rows: int | None = None, threads: int = 
     """
     if rows is not None and rows < 100:
         raise BenchError(f"updates-n must be at least 100, got {rows}")
-    made = UpdateSettings(threads=threads, rows=100_000 if full else UpdateSettings.rows)
+    rivals = tuple(name for name in UpdateSettings.rivals if not methods or name in methods)
+    made = UpdateSettings(threads=threads, rows=100_000 if full else UpdateSettings.rows, rivals=rivals)
     return made if rows is None else replace(made, rows=rows, thread_rows=rows)
 
 
