@@ -163,7 +163,7 @@ __device__ __forceinline__ u32 settle(const Problem& p, const Place& at, bool de
     return __ballot_sync(~0u, left);
 }
 
-// Grid: (kv heads times blocks of 8 queries; batch; splits, and one more for tokens in full precision, which so comes late).
+// Grid: (kv heads times blocks of QUERIES; batch; splits, and one more for tokens in full precision, which so comes late).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
     unsigned char* memory = block_memory();
     const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;

@@ -35,24 +35,6 @@ _SOURCES = (
     *("decode_machine", "decode_basis", "decode_tiles", "decode_problem"),
     *("decode_rotation", "decode_packed", "decode_extra", "decode"),
 )
-# Members of the kernel's argument, in order.
-_MEMBERS = (
-    *(
-        (name, ctypes.c_void_p)
-        for name in ("q", "lengths", "starts", "key_tables", "value_tables", "key_signs")
-    ),
-    *((name, ctypes.c_void_p) for name in ("key_mean", "key_queries")),
-    *((name, ctypes.c_int32) for name in ("q_batch", "q_head", "q_token", "heads", "kv_heads", "group")),
-    *((name, ctypes.c_int32) for name in ("new_tokens", "capacity", "splits")),
-    ("share", ctypes.c_uint32),
-    *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
-    ("patience", ctypes.c_int32),
-    *((name, ctypes.c_void_p) for name in ("key_codes", "value_codes", "key_scales", "value_scales")),
-    *((name, ctypes.c_void_p) for name in ("part_sums", "part_scalars", "counters", "value_signs", "out")),
-    *((name, ctypes.c_void_p) for name in ("extra_k", "extra_v", "extra_lengths", "extra_mask")),
-    *((f"{name}_{axis}", ctypes.c_int64) for name in "kv" for axis in ("batch", "head", "token")),
-    ("extra", ctypes.c_int32),
-)
 
 
 @dataclass(frozen=True)
@@ -87,7 +69,26 @@ class PackedStates:
 class _Problem(ctypes.Structure):
     """``Problem`` of decode_problem.cu."""
 
-    _fields_ = _MEMBERS
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("q", "lengths", "starts", "key_tables", "value_tables", "key_signs")
+        ),
+        *((name, ctypes.c_void_p) for name in ("key_mean", "key_queries")),
+        *((name, ctypes.c_int32) for name in ("q_batch", "q_head", "q_token", "heads", "kv_heads", "group")),
+        *((name, ctypes.c_int32) for name in ("new_tokens", "capacity", "splits")),
+        ("share", ctypes.c_uint32),
+        *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
+        ("patience", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("key_codes", "value_codes", "key_scales", "value_scales")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("part_sums", "part_scalars", "counters", "value_signs", "out")
+        ),
+        *((name, ctypes.c_void_p) for name in ("extra_k", "extra_v", "extra_lengths", "extra_mask")),
+        *((f"{name}_{axis}", ctypes.c_int64) for name in "kv" for axis in ("batch", "head", "token")),
+        ("extra", ctypes.c_int32),
+    )
 
 
 def decode_attention(
