@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from chunks import feed
 from tqkv import TurboQuantCache
 from tqkv.codec import StateCodec
 
@@ -26,16 +27,6 @@ def models(tiny, name="qwen3", dtype=torch.bfloat16, **changes):
     model = tiny(name, **{"head_dim": 128} | changes).to("cuda", dtype)
     model.set_attn_implementation("turboquant")
     return model
-
-
-def feed(model, ids, cache, chunks, mask=None):
-    start, parts = 0, []
-    for n in chunks:
-        some = None if mask is None else mask[:, : start + n]
-        with torch.no_grad():
-            parts.append(model(ids[:, start : start + n], attention_mask=some, past_key_values=cache).logits)
-        start += n
-    return torch.cat(parts, dim=1)
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"code": "mse", "bits": 2.5}, {"code": "prod", "bits": 3}])

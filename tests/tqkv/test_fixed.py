@@ -6,20 +6,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from chunks import feed
 from tqkv import TurboQuantCache
 
 
 def caches(model, **options):
     return TurboQuantCache(model.config, **{"bits": 3, "recent_tokens": 16, "max_length": 220} | options)
-
-
-def feed(model, ids, cache, chunks):
-    start = 0
-    for n in chunks:
-        with torch.no_grad():
-            logits = model(ids[:, start : start + n], past_key_values=cache).logits
-        start += n
-    return logits
 
 
 @pytest.mark.parametrize("chunks", [[1] * 60, [3] + [1] * 40, [100] + [1] * 50, [20, 1, 1, 50, 1, 77]])
@@ -169,6 +161,6 @@ def test_steps_of_a_compiled_model(qwen3, ids):
         with torch.no_grad():
             got = compiled(ids[:, step : step + 1], past_key_values=cache).logits
         graphs.append(counter.frame_count)
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, want[:, -1:])
     assert graphs[0] > 0
     assert graphs[3:] == graphs[3:4] * 9

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from chunks import feed
 from tqkv import TurboQuantCache
 from tqkv.codec import StateCodec
 from tqkv.plan import fit_key_plan
@@ -172,16 +173,6 @@ def fused(monkeypatch, checked):
 
     monkeypatch.setattr("tqkv.fused._kernel", lambda device: reference.decode_attention)
     return checked
-
-
-def feed(model, ids, cache, chunks, mask=None):
-    start, parts = 0, []
-    for n in chunks:
-        some = None if mask is None else mask[:, : start + n]
-        with torch.no_grad():
-            parts.append(model(ids[:, start : start + n], attention_mask=some, past_key_values=cache).logits)
-        start += n
-    return torch.cat(parts, dim=1)
 
 
 def plans(cache):

@@ -69,7 +69,7 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
     u32 signs = 0;
     State* out = nullptr;
     if (warp < count) signs = p.value_signs[lane], out = p.out + at.packed(p, first + warp);
-    const u32 place = ((at.pair * parts + helper) * QUERIES + first + query) * D + lane * PER_LANE, stride = helpers * QUERIES * D;
+    const u32 place = ((at.pair * parts + helper) * QUERIES + first + query) * D + lane * Partial::PIECE, stride = helpers * QUERIES * D;
     bool there = true;
     if (query < count) {
         float2 all = make_float2(NO_SCORE, 0);
@@ -111,9 +111,9 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
             }
         }
         if (lane == 0) tops[warp] = all;
-        float* to = merged + warp * Turned::SIZE + Turned::place(VALUE_ROUNDS % 2, lane * PER_LANE);
+        float* to = merged + warp * Turned::SIZE + Turned::place(VALUE_ROUNDS % 2, lane * Partial::PIECE);
 #pragma unroll
-        for (int e = 0; e < PER_LANE; e++) to[Turned::place(VALUE_ROUNDS % 2, e)] = sums[e];
+        for (int e = 0; e < PER_LANE; e++) to[Turned::place(VALUE_ROUNDS % 2, Partial::dim(e))] = sums[e];
     }
     if (!__syncthreads_and(there)) return false;
     if (query < count) {

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 
-import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -173,8 +172,8 @@ def decode_attention(
         "q": q,
         "lengths": lengths,
         "starts": starts,
-        "key_tables": _device_tables(_table_bytes(keys.tables), q.device),
-        "value_tables": _device_tables(_table_bytes(values.tables), q.device),
+        "key_tables": _device_tables(keys.tables.packed, q.device),
+        "value_tables": _device_tables(values.tables.packed, q.device),
         "key_signs": _sign_words(keys.signs),
         "key_mean": keys.mean,
         "key_queries": key_queries,
@@ -321,14 +320,6 @@ def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int, warps: int)
 @lru_cache(maxsize=16)
 def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _table_bytes(tables: ByteTables) -> bytes:
-    """Entries uint8 [Q, 2, 16], then float32 [Q, 2]: step and offset of every dimension of a period."""
-    units = np.stack([tables.steps, tables.offsets.sum(axis=1)], axis=1)
-    return (
-        tables.entries.tobytes() + units.astype(np.float32).tobytes() + bytes(8)
-    )  # read in pieces of 16 bytes
 
 
 @lru_cache(maxsize=64)
