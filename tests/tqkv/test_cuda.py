@@ -176,3 +176,43 @@ def test_layers_on_their_devices(tiny, ids, tmp_path):
     loaded = TurboQuantCache.load(tmp_path / "cache", model.config, device=dict.fromkeys(range(3), "cuda"))
     want, got = (feed(model, ids[:, 100:], c, [1, 1, 20]) for c in (cache, loaded))
     torch.testing.assert_close(got, want)
+
+
+def spread(model, count):
+    """Layers on `count` devices in turn, moved to by hooks as those of a device map do."""
+
+    def moved(x, device):
+        if isinstance(x, tuple):
+            return tuple(moved(part, device) for part in x)
+        return x.to(device) if isinstance(x, torch.Tensor) else x
+
+    def move(module, args, kwargs):
+        device = next(module.parameters()).device
+        return moved(args, device), {name: moved(x, device) for name, x in kwargs.items()}
+
+    for index, layer in enumerate(model.model.layers):
+        layer.to(f"cuda:{index % count}")
+    for module in (*model.model.layers, model.model.norm):
+        module.register_forward_pre_hook(move, with_kwargs=True)
+    return model
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("options", [{}, {"max_length": 220}, {"code": "prod", "bits": 3}])
+def test_layers_on_several_devices(tiny, ids, options, tmp_path):
+    """A model whose layers lie on two devices gives what it gives on one, from a saved cache too."""
+    alone, parted = models(tiny, dtype=torch.float32), spread(models(tiny, dtype=torch.float32), 2)
+    caches = [TurboQuantCache(alone.config, **{"bits": 3.5, "recent_tokens": 16} | options) for _ in range(2)]
+    want = feed(alone, ids, caches[0], [100, *[1] * 20, 20])
+    cache = caches[1]
+    got = feed(parted, ids, cache, [100, *[1] * 20])
+    assert [layer.device.index for layer in cache.packed_layers] == [0, 1, 0]
+    assert (cache.stats.fused > 0) == ("code" not in options)
+    torch.testing.assert_close(got, want[:, :120], rtol=2e-3, atol=2e-3)
+    cache.save(tmp_path / "cache")
+    devices = {index: f"cuda:{index % 2}" for index in range(3)}
+    loaded = TurboQuantCache.load(tmp_path / "cache", parted.config, device=devices)
+    for held in (cache, loaded):
+        torch.testing.assert_close(
+            feed(parted, ids[:, 120:], held, [20]), want[:, 120:], rtol=2e-3, atol=2e-3
+        )
