@@ -103,6 +103,7 @@ def test_read_speed_and_limits(monkeypatch):
     assert found["read_bytes"] == 2 << 20
     assert set(found["same_size_gb_s"]) == {"4096"}
     assert read_speed(100_000) > 1e8
+    assert read_speed(1_000_008, 2) > 1e8
 
 
 def test_updates(record):
@@ -118,6 +119,8 @@ def test_updates(record):
     assert found["threads"]["rows"] == {"1": 900, "256": 400}
     assert set(found["threads"]["seconds"]) == {"1", "256"}
     assert set(found["threads"]["ratios"]["1"]) == {"2"}
+    assert set(found["threads"]["reads"]) == {"1", "2"}
+    assert "plain read" in update_table(record).rows[-1][0]
     assert update_table({**record, "updates": None}) is None
     assert (update_settings().rows, update_settings(full=True).rows) == (20_000, 100_000)
     assert "pq" in update_settings().rivals

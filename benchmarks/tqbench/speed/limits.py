@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -93,16 +94,20 @@ def machine_limits(same_sizes: tuple[int, ...] = ()) -> dict[str, Any]:
     }
 
 
-def read_speed(size: int) -> float:
-    """Bytes/s at which one thread reads `size` bytes, warm: the best of three plain reads, repeated."""
+def read_speed(size: int, threads: int = 1) -> float:
+    """Bytes/s at which threads read `size` bytes between them, warm: the best of three plain reads, repeated."""
     held = np.ones(max(64, size // 8 * 8), dtype=np.uint8)
+    parts = [_readers(part.view(np.uint8)) for part in np.array_split(held.view(np.int64), threads)]
     best = 0.0
-    for read in _readers(held):
-        read()
-        for _ in range(_REPEATS):
-            start = perf_counter()
-            read()
-            best = max(best, len(held) / (perf_counter() - start))
+    with ThreadPoolExecutor(threads) as pool:
+        for reads in zip(*parts, strict=True):
+            for _ in range(_REPEATS + 1):
+                start = perf_counter()
+                if threads == 1:
+                    reads[0]()
+                else:
+                    wait([pool.submit(read) for read in reads])
+                best = max(best, len(held) / (perf_counter() - start))
     return best
 
 

@@ -233,6 +233,10 @@ def _thread_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
             ratio = found["ratios"][nq][threads] if "ratios" in found else one[1] / taken
             what = f"{_queries(int(nq))} of {n:,} vectors, {threads} threads"
             rows.append((what, f"{taken * 1e3:.2f} ms", f"{ratio:.2f} times as fast as one"))
+    one, *others = found.get("reads", {"1": 0.0}).items()
+    for threads, taken in others:
+        what = f"a plain read of the codes of these, {threads} threads"
+        rows.append((what, f"{taken * 1e3:.2f} ms", f"{one[1] / taken:.2f} times as fast as one"))
     return rows
 
 

@@ -17,6 +17,7 @@ from ..methods import METHODS, Case
 from ..metrics import median
 from ..sources.generated import gaussian_rows
 from ..timing import build_seconds
+from .limits import read_speed
 
 __all__ = ["UpdateSettings", "run_updates"]
 
@@ -151,6 +152,9 @@ def _threads(base: np.ndarray, queries: np.ndarray, settings: UpdateSettings) ->
         found["rows"][str(nq)] = index.ntotal
         found["seconds"][str(nq)] = seconds
         found["ratios"][str(nq)] = ratios
+    # What one query can gain by threads, when all it waits for are its codes.
+    held = index.ntotal * codes.shape[1]
+    found["reads"] = {str(n): held / read_speed(held, n) for n in dict.fromkeys((1, settings.threads))}
     return found
 
 
