@@ -150,9 +150,10 @@ class Output:
 
     def write(self, data: Any) -> None:
         """Write all bytes of a buffer."""
-        if not len(data):  # an array without rows cannot be cast
+        held = memoryview(data)
+        if not held.nbytes:  # an array without rows or columns cannot be cast
             return
-        rest = memoryview(data).cast("B")
+        rest = held.cast("B")
         while rest:
             count = disk().write(self._descriptor, rest, self._offset)
             self._offset += count

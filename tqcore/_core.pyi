@@ -34,6 +34,7 @@ class Stored:
     rows: NDArray[np.uint8] | None
     tails: NDArray[np.uint8] | None
     scale: NDArray[np.float32] | None
+    same_scale: float
     sign_scale: NDArray[np.float32] | None
     squared_norm: NDArray[np.float32] | None
     ids: NDArray[np.int64] | None

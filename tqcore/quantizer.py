@@ -47,7 +47,8 @@ class Quantizer:
     seed : int
         Seed of the rotation and the sketch.
     scale : str, optional
-        "unbiased" (arXiv 2105.08339, 2405.12497: ``|x|^2 / <x_hat, x>``) or "norm" (the paper's). Not for "prod".
+        "unbiased" (arXiv 2105.08339, 2405.12497: ``|x|^2 / <x_hat, x>``), "norm" (the paper's) or "none": that of
+        length 1 for all, which takes no bytes. "none" needs `normalize`, and codes "chain" or "mse". Not for "prod".
     sketch : str
         "orthogonal" or "gaussian", for "prod".
     store_norm : bool
@@ -67,6 +68,8 @@ class Quantizer:
         The compiled code.
     layers : Layers or None
         Of a "layered" code.
+    same_scale : float or None
+        The scale of every vector, where none is stored.
     signs : ndarray or None
         Those of the rotation, where the core rotates by itself before it encodes.
     """
@@ -92,9 +95,14 @@ class Quantizer:
         self.bits = _rate(bits, code, d)
         self.memory = _integer("memory", memory, 2, 3)
         self.rotation = _choice("rotation", rotation, ("hadamard", "haar"))
-        self.scale = _choice("scale", "unbiased" if scale is None else scale, ("unbiased", "norm"))
+        self.scale = _choice("scale", "unbiased" if scale is None else scale, ("unbiased", "norm", "none"))
         self.sketch = _choice("sketch", sketch, ("orthogonal", "gaussian"))
         self.store_norm, self.normalize = bool(store_norm), bool(normalize)
+        if self.scale == "none" and (not self.normalize or self.store_norm or code not in ("chain", "mse")):
+            raise ValueError(
+                f"scale 'none' needs vectors of length 1 (metric 'cosine') and code 'chain' or 'mse', got code {code!r}"
+                + ("" if self.normalize else " and another metric")
+            )
         self._rotation = HadamardRotation(d, seed) if rotation == "hadamard" else HaarRotation(d, seed)
         self._prod: Prod | None = None
         self.layers: Layers | None = None
@@ -105,7 +113,8 @@ class Quantizer:
             # A copy that may be written: a read-only array reaches the core by way of an exception.
             self.signs = self._rotation.signs.copy()
         self.code_size: int = self.core.code_size
-        self.n_scalars = (2 if code == "prod" else 1) + self.store_norm
+        self.n_scalars = (2 if code == "prod" else self.scale != "none") + self.store_norm
+        self.same_scale = float(np.float32(1 / math.sqrt(d))) if self.scale == "none" else None
 
     def _checked_plan(self, plan: Plan | None) -> Plan | None:
         if plan is None:
@@ -278,14 +287,14 @@ class Quantizer:
         Raises
         ------
         ValueError
-            If a scalar does not fit float32.
+            If a scalar does not fit float32, or a row is zero with scale "none".
         """
         x = np.ascontiguousarray(x, dtype=np.float32)
         if self.signs is not None and self.plan is None:
             codes, scalars, finite = self._encode_scaled(self.signs, x, threads)
         else:
             codes = np.empty((len(x), self.code_size), np.uint8)
-            scalars = np.empty((len(x), self.n_scalars), np.float32)
+            scalars = np.empty((len(x), max(1, self.n_scalars)), np.float32)
             for part in self._chunks(len(x)):
                 with np.errstate(over="ignore"):
                     codes[part], scalars[part] = self._encode_chunk(x[part], threads)
@@ -293,6 +302,11 @@ class Quantizer:
         if not finite:
             row = int(np.flatnonzero(~np.isfinite(scalars).all(axis=1))[0])
             raise ValueError(f"x must have squared norms within float32's range, got row {row} beyond it")
+        if self.same_scale is not None:
+            if not scalars.all():
+                row = int(np.flatnonzero(scalars[:, 0] == 0)[0])
+                raise ValueError(f"x must have no row of zeros with scale 'none', got row {row}")
+            return codes, np.empty((len(x), 0), np.float32)
         return codes, scalars
 
     def _encode_scaled(
@@ -375,7 +389,8 @@ class Quantizer:
             centred = self._rotation.unrotate(y) if self.plan.centres_only else y @ self.plan.query_matrix.T
             return centred * scalars[:, :1] + self.plan.mean
         if self._prod is None:
-            return self._rotation.unrotate(y) * scalars[:, :1]
+            scale = scalars[:, :1] if self.same_scale is None else np.float32(self.same_scale)
+            return self._rotation.unrotate(y) * scale
         first, z = y[:, : self.d], y[:, self.d :]
         return self._rotation.unrotate(first * scalars[:, :1] + self._prod.unproject(z) * scalars[:, 1:2])
 

@@ -156,7 +156,10 @@ def _stored(quantizer, codes, scalars, n, ids, mask, metric, tails) -> _core.Sto
         stored.blocks, stored.tails = codes, tails
     else:
         stored.rows = codes
-    stored.scale = scalars[0]
+    if quantizer.same_scale is None:
+        stored.scale = scalars[0]
+    else:
+        stored.same_scale = quantizer.same_scale
     if quantizer.code == "prod":
         stored.sign_scale = scalars[1]
     if quantizer.store_norm:

@@ -266,6 +266,13 @@ def test_an_error_while_encoding_changes_nothing(refuses, monkeypatch):
         ({"d": 16, "memory": 4}, ValueError, "memory"),
         ({"d": 16, "rotation": "none"}, ValueError, "rotation"),
         ({"d": 16, "scale": "other"}, ValueError, "scale"),
+        ({"d": 16, "scale": "none"}, ValueError, "^scale 'none' needs vectors of length 1"),
+        (
+            {"d": 16, "scale": "none", "metric": "cosine", "code": "layered"},
+            ValueError,
+            "^scale 'none' needs",
+        ),
+        ({"d": 16, "scale": "none", "metric": "cosine", "plan": "calibrated"}, ValueError, "^plan needs"),
         ({"d": 16, "sketch": "other", "code": "prod"}, ValueError, "sketch"),
         ({"d": 16, "seed": -1}, ValueError, "seed"),
         ({"d": 16, "seed": 1.5}, (TypeError, ValueError), "seed"),

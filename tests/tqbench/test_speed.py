@@ -159,7 +159,8 @@ def test_methods_of_a_width():
     assert [case.method.name for case in cases_of(4)] == [name for name in SPEED_METHODS if name != "sqtqmse"]
     assert {"sqtqmse", "turbovec"} <= {case.method.name for case in cases_of(2)}
     assert "turbovec-full" not in {case.method.name for case in cases_of(3)}
-    chain, layered, calibrated = lower_cases(4, 128)
+    chain, unit, layered, calibrated = lower_cases(4, 128)
+    assert [case.bits for case in unit] == [case.bits for case in chain if case.bits != 3.75]
     assert (
         [case.bits for case in chain]
         == [case.bits for case in calibrated]

@@ -300,7 +300,7 @@ struct Stored {
     bool unit = false;
     int64_t n = 0;
     bool positions = false;
-    float head_share = 0, deviations = 0;
+    float head_share = 0, deviations = 0, same_scale = 0;
 
     tq::Rows rows(const tq::Code& code) const {
         check(n >= 0 && blocks.has_value() != packed.has_value(), "give either blocks or rows");
@@ -314,7 +314,8 @@ struct Stored {
         if (blocks && code.tail_size())
             check(tails && (int)tails->shape(1) == code.tail_size() && (int64_t)tails->shape(0) >= n,
                   "tails: shape must be [>= n, code_size - head_size]");
-        check(scale.has_value() && sign_scale.has_value() == code.signs, "scale: one column a scalar of the code");
+        check(scale.has_value() != (same_scale != 0) && sign_scale.has_value() == code.signs,
+              "scale: one column a scalar of the code, or same_scale");
         return {&code,
                 blocks ? blocks->data() : nullptr,
                 packed ? packed->data() : nullptr,
@@ -326,7 +327,8 @@ struct Stored {
                 n,
                 positions,
                 tails ? tails->data() : nullptr,
-                head(code)};
+                head(code),
+                same_scale};
     }
 
     tq::Head head(const tq::Code& code) const {
@@ -538,6 +540,7 @@ NB_MODULE(_core, m) {
         .def_rw("tails", &Stored::tails, nb::arg().none())
         .def_rw("scale", &Stored::scale, nb::arg().none())
         .def_rw("sign_scale", &Stored::sign_scale, nb::arg().none())
+        .def_rw("same_scale", &Stored::same_scale)
         .def_rw("squared_norm", &Stored::squared_norm, nb::arg().none())
         .def_rw("ids", &Stored::ids, nb::arg().none())
         .def_rw("mask", &Stored::mask, nb::arg().none())

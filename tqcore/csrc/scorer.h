@@ -82,7 +82,7 @@ private:
     }
 
     double finish(int64_t row, double dot, double sign_dot) const {
-        double s = (double)rows_.scale[row] * dot;
+        double s = (double)(rows_.scale ? rows_.scale[row] : rows_.same_scale) * dot;
         if (rows_.sign_scale) s += (double)rows_.sign_scale[row] * sign_dot;
         if (rows_.squared_norm) s -= 0.5 * (double)rows_.squared_norm[row];
         return s;

@@ -14,7 +14,7 @@ struct Rows {
     const Code* code;
     const uint32_t* blocks;        // [ceil(n / 16)][ceil(head_size / 4)][16], or null
     const uint8_t* packed;         // [n][code_size], when blocks is null
-    const float* scale;            // [n]
+    const float* scale;            // [n], or null: `same_scale` of all
     const float* sign_scale;       // [n], for sign bits, or null
     const float* squared_norm;     // [n], for l2, or null
     const int64_t* ids;            // [n], or null: the row number
@@ -23,6 +23,7 @@ struct Rows {
     bool positions = false;        // search returns row numbers; ids only order equal scores
     const uint8_t* tails = nullptr;  // [n][tail_size], what the blocks of a code with head_words do not hold
     Head head{};                   // of `search`
+    float same_scale = 0;
 };
 
 struct Queries {

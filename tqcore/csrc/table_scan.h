@@ -57,6 +57,7 @@ public:
         chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
         acc_ = Aligned<int32_t>((size_t)chunk_ * kLanes * (size_t)std::min(kTile, count));
         pass_.assign((size_t)chunk_ + 3, 0);
+        if (!rows.scale) same_.assign((size_t)chunk_ * kLanes, rows.same_scale);
     }
 
     const double* exact(int query) const { return tables_[(size_t)query].exact(); }
@@ -175,7 +176,7 @@ private:
         for (size_t at = 0; at < count; at += 4)
             for (uint64_t bits = four_blocks(at); bits; bits &= bits - 1) {
                 const int64_t row = (begin + (int64_t)at) * kLanes + __builtin_ctzll(bits);
-                __builtin_prefetch(rows_.scale + row);
+                if (rows_.scale) __builtin_prefetch(rows_.scale + row);
                 if (rows_.squared_norm) __builtin_prefetch(rows_.squared_norm + row);
                 picked_.push_back(row);
                 if (picked_.size() == kMostPicked) scan_picked(sink);
@@ -197,7 +198,7 @@ private:
             else copy_rows(&picked_[i], count, lines);
         }
         for (size_t i = 0; i < n; ++i) {
-            scales_[i] = rows_.scale[picked_[i]];
+            scales_[i] = rows_.scale ? rows_.scale[picked_[i]] : rows_.same_scale;
             if (rows_.squared_norm) norms_[i] = rows_.squared_norm[picked_[i]];
         }
         allowed_copies_.assign(blocks, 0xFFFF);
@@ -210,18 +211,18 @@ private:
 
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         // A block's scales are one cache line, wanted once its codes are summed.
-        for (int b = 0; b < n_blocks; ++b)
+        for (int b = 0; rows_.scale && b < n_blocks; ++b)
             __builtin_prefetch(rows_.scale + std::min((first_block + b) * kLanes, rows_.n - 1), 0, 2);
         const int64_t row = first_block * kLanes, last = (first_block + n_blocks - 1) * kLanes;
         const float* norms = rows_.squared_norm;
-        Run run{blocks, n_blocks, rows_.scale + row, norms ? norms + row : nullptr, allowed, row, nullptr};
+        Run run{blocks, n_blocks, rows_.scale ? rows_.scale + row : same_.data(), norms ? norms + row : nullptr, allowed, row, nullptr};
         if (last + kLanes <= rows_.n) {
             scan(run, nullptr, sink);
             return;
         }
         // The last block may reach past the columns' end, so it is taken from a copy.
         float tail_scale[kLanes] = {}, tail_norms[kLanes] = {};
-        std::memcpy(tail_scale, rows_.scale + last, sizeof(float) * (size_t)(rows_.n - last));
+        std::memcpy(tail_scale, rows_.scale ? rows_.scale + last : same_.data(), sizeof(float) * (size_t)(rows_.n - last));
         if (norms) std::memcpy(tail_norms, norms + last, sizeof(float) * (size_t)(rows_.n - last));
         const uint16_t inside = (uint16_t)block_mask(rows_, first_block + n_blocks - 1);
         const Run tail{blocks + (ptrdiff_t)(n_blocks - 1) * words_ * kLanes,
@@ -363,6 +364,7 @@ private:
     std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own
     std::vector<uint32_t> copies_;                    // those blocks, and what belongs to them
     std::vector<float> scales_, norms_;
+    std::vector<float> same_;                         // scales of a chunk, where no row has one of its own
     std::vector<uint16_t> allowed_copies_;
 };
 

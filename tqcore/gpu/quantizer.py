@@ -36,7 +36,7 @@ class DeviceQuantizer:
     Raises
     ------
     ValueError
-        For other codes and rotations.
+        For other codes, rotations and scales.
     """
 
     def __init__(self, quantizer: Quantizer, device: torch.device) -> None:
@@ -44,6 +44,10 @@ class DeviceQuantizer:
             raise ValueError(
                 "device 'cuda' takes code='chain' with rotation='hadamard', "
                 f"got {quantizer.code!r} with {quantizer.rotation!r}; index those on the CPU"
+            )
+        if quantizer.same_scale is not None:
+            raise ValueError(
+                "device 'cuda' takes scale 'unbiased' or 'norm', got 'none'; index those on the CPU"
             )
         mapped = quantizer.plan is not None and not quantizer.plan.centres_only
         if quantizer.bits not in CHAIN_RATES and not mapped:

@@ -12,11 +12,14 @@ from ..errors import Unavailable
 
 __all__ = ["OurIndex"]
 
+_UNIT = 1e-3  # of a length, past which it is not 1; float16 embeddings are within it
+
 
 class OurIndex:
     """Our index; ids are positions until a caller names them. Only a calibrated plan uses `train`.
 
-    With `first_bits`, a code of that rate finds candidates, and one of `bits` beside it orders them.
+    With `first_bits`, a code of that rate finds candidates, and one of `bits` beside it orders them. Codes without a
+    scale take vectors of length 1, whose inner products the cosine metric orders.
     """
 
     threads_can_change = True
@@ -27,6 +30,9 @@ class OurIndex:
         if first_bits is not None:
             bits, options["refine_bits"] = first_bits, bits
         self.planned = options.get("plan") == "calibrated"
+        self.unit = options.get("scale") == "none"
+        if self.unit and metric == "ip":
+            metric = "cosine"
         try:
             self.index = TurboQuantIndex(d, bits, metric, **options)
         except ValueError as error:
@@ -39,6 +45,8 @@ class OurIndex:
 
     def add(self, x: np.ndarray) -> None:
         """Append vectors."""
+        if self.unit and abs(np.linalg.norm(x, axis=1) - 1).max() > _UNIT:
+            raise Unavailable("needs vectors of length 1")
         self.index.add(x)
 
     def search(self, q: np.ndarray, k: int) -> np.ndarray:

@@ -16,6 +16,7 @@ SETS = ("real", "isotropic", "uncentred")
 # method -> widths at which it takes part, None for all that it offers
 SPEED_METHODS: dict[str, tuple[float, ...] | None] = {
     "chain": None,
+    "chain-unit": None,
     "layered": None,
     "calibrated": None,
     "turbovec": None,
@@ -118,14 +119,16 @@ def cases_of(bits: float, names: Sequence[str] = ()) -> list[Case]:
 def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Case]]:
     """Our codes below one width: a list a code, its widths falling.
 
-    They can have any width, so their first is that at which a vector with its scale takes ``d * bits / 8`` bytes.
+    They can have any width, so the first of those with a scale is that at which a vector takes ``d * bits / 8`` bytes.
     """
     ours = [METHODS[name] for name in SPEED_METHODS if METHODS[name].family == "tqann"]
     chosen = [method for method in ours if not names or method.name in names]
     return [
         [
             Case(method, b)
-            for b in sorted((*method.bits, bits - 32 / d), reverse=True)
+            for b in sorted(
+                (*method.bits, *([] if "scale" in method.options else [bits - 32 / d])), reverse=True
+            )
             if min(method.bits) <= b < bits
         ]
         for method in chosen

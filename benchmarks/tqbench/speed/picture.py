@@ -14,6 +14,7 @@ __all__ = ["draw_speed", "speed_png"]
 
 _COLOURS = {
     "chain": "#0b5fd6",
+    "chain-unit": "#35a0e8",
     "layered": "#7a3fb0",
     "calibrated": "#0a7a2f",
 }

@@ -11,7 +11,7 @@ from .limits import LINE, SCAN_COSTS
 
 __all__ = ["OURS", "Rival", "Standing", "Summary", "code_bytes", "shares", "standings", "summaries"]
 
-OURS = ("chain", "layered", "calibrated")
+OURS = ("chain", "chain-unit", "layered", "calibrated")
 TOLERANCE = 0.005  # recall that a rival may lack and still be compared with as an equal
 
 
