@@ -57,7 +57,8 @@ class TurboQuantIndex(IndexBase):
         "l2" (squared Euclidean distance, smallest first), "ip" (inner product, largest first), "cosine"
         (inner product of normalised vectors), or FAISS's constant for one of the first two.
     code, memory, rotation, seed, scale, sketch
-        How vectors become codes; see `tqcore.quantizer.Quantizer`. A search of a "layered" code reads about half of
+        How vectors become codes; see `tqcore.quantizer.Quantizer`. With metric "cosine", scale "none" stores no scale
+        beside a code, and a vector of zeros cannot be added. A search of a "layered" code reads about half of
         it, and all of those vectors that can still be among the best; `SearchParameters.deviations` says how sure.
     plan : str
         "oblivious": the code depends on no data. "calibrated": the first batch added (or `calibrate`) gives mean and
