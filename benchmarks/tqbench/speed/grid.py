@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from ..errors import BenchError
-from ..methods import METHODS, Case
+from ..methods import METHODS, Case, Method
 
 __all__ = ["FULL", "QUICK", "SETS", "SPEED_METHODS", "Cell", "Grid", "cases_of", "lower_cases", "make_grid"]
 
@@ -124,12 +124,10 @@ def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Cas
     ours = [METHODS[name] for name in SPEED_METHODS if METHODS[name].family == "tqann"]
     chosen = [method for method in ours if not names or method.name in names]
     return [
-        [
-            Case(method, b)
-            for b in sorted(
-                (*method.bits, *([] if "scale" in method.options else [bits - 32 / d])), reverse=True
-            )
-            if min(method.bits) <= b < bits
-        ]
+        [Case(method, b) for b in sorted(_widths(method, bits, d), reverse=True) if min(method.bits) <= b < bits]
         for method in chosen
     ]
+
+
+def _widths(method: Method, bits: float, d: int) -> tuple[float, ...]:
+    return method.bits if "scale" in method.options else (*method.bits, bits - 32 / d)
