@@ -124,7 +124,11 @@ def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Cas
     ours = [METHODS[name] for name in SPEED_METHODS if METHODS[name].family == "tqann"]
     chosen = [method for method in ours if not names or method.name in names]
     return [
-        [Case(method, b) for b in sorted(_widths(method, bits, d), reverse=True) if min(method.bits) <= b < bits]
+        [
+            Case(method, b)
+            for b in sorted(_widths(method, bits, d), reverse=True)
+            if min(method.bits) <= b < bits
+        ]
         for method in chosen
     ]
 
