@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+from chunks import feed
 from tqkv import TurboQuantCache
 
 IMPLEMENTATIONS = ("turboquant", "sdpa", "eager")
@@ -14,17 +15,6 @@ IMPLEMENTATIONS = ("turboquant", "sdpa", "eager")
 def generate(model, ids, cache, **options):
     options = {"max_new_tokens": 24, "do_sample": False} | options
     return model.generate(ids, past_key_values=cache, **options)
-
-
-def logits(model, ids, cache, chunks, mask=None):
-    """Logits [batch, tokens, vocabulary] of `ids` given to the model in chunks of these sizes."""
-    parts, start = [], 0
-    for n in chunks:
-        some = None if mask is None else mask[:, : start + n]
-        with torch.no_grad():
-            parts.append(model(ids[:, start : start + n], past_key_values=cache, attention_mask=some).logits)
-        start += n
-    return torch.cat(parts, dim=1)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -62,7 +52,7 @@ def test_packed_attention_is_attention_over_decoded_states(model, ids, options, 
     """Blocks, rotated coordinates and the mean kept apart change nothing: at most twice plain float32's error."""
     model.set_attn_implementation("turboquant")
     cache = TurboQuantCache(model.config, **{"recent_tokens": 16} | options)
-    logits(model, ids, cache, chunks)
+    feed(model, ids, cache, chunks)
     assert cache.get_seq_length() == 150
     assert len(checked) == (len(chunks) - 1) * len(cache.packed_layers)
     assert checked[-1][0] > 0 or chunks[0] == 1
@@ -76,9 +66,9 @@ def test_other_attention_gets_decoded_states(model, ids, options, implementation
     for name in ("turboquant", implementation):
         model.set_attn_implementation("sdpa")
         cache = TurboQuantCache(model.config, recent_tokens=16, **options)
-        logits(model, ids, cache, [140])
+        feed(model, ids, cache, [140])
         model.set_attn_implementation(name)
-        results.append(logits(model, ids[:, 140:], cache, [1, 3]))
+        results.append(feed(model, ids[:, 140:], cache, [1, 3]))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
@@ -86,12 +76,12 @@ def test_values_with_a_mean(qwen3, ids, checked):
     """A mean of the values, which a file may hold, is put back once for all packed tokens."""
     qwen3.set_attn_implementation("turboquant")
     cache = TurboQuantCache(qwen3.config, bits=3, recent_tokens=16)
-    logits(qwen3, ids[:, :100], cache, [100])
+    feed(qwen3, ids[:, :100], cache, [100])
     for number, layer in enumerate(cache.packed_layers):
         generator = torch.Generator().manual_seed(number)
         layer.value_store.codec.mean = torch.randn(2, 1, 64, generator=generator)
     checked.clear()
-    logits(qwen3, ids[:, 100:], cache, [7, 1])
+    feed(qwen3, ids[:, 100:], cache, [7, 1])
     assert len(checked) == 2 * len(cache.packed_layers)
     assert all(packed > 0 for packed, _ in checked)
 
@@ -99,10 +89,10 @@ def test_values_with_a_mean(qwen3, ids, checked):
 def test_packing_costs_little_and_something(qwen3, ids):
     """Packed logits are near the full-precision ones, nearer with more bits, and not equal to them."""
     qwen3.set_attn_implementation("turboquant")
-    full = logits(qwen3, ids, DynamicCache(config=qwen3.config), [100] + [1] * 50)
+    full = feed(qwen3, ids, DynamicCache(config=qwen3.config), [100] + [1] * 50)
     errors = [
         (
-            logits(qwen3, ids, TurboQuantCache(qwen3.config, bits=bits, recent_tokens=16), [100] + [1] * 50)
+            feed(qwen3, ids, TurboQuantCache(qwen3.config, bits=bits, recent_tokens=16), [100] + [1] * 50)
             - full
         )
         .square()
@@ -118,7 +108,7 @@ def test_blocks_are_encoded_once(qwen3, ids, monkeypatch):
     """Every token goes through the encoder exactly once per layer and side, and its bytes never change."""
     qwen3.set_attn_implementation("turboquant")
     cache = TurboQuantCache(qwen3.config, bits=3, recent_tokens=16)
-    logits(qwen3, ids, cache, [60])
+    feed(qwen3, ids, cache, [60])
     layer = cache.packed_layers[0]
     seen = [layer.key_store.rows(0, layer.packed).clone(), layer.packed]
     from tqkv.codec import StateCodec
@@ -198,10 +188,10 @@ def test_chunked_prefill_in_blocks(qwen3, ids, implementation, monkeypatch):
     """Small blocks and few queries a step give what large ones give."""
     qwen3.set_attn_implementation(implementation)
     options = {"bits": 3, "recent_tokens": 16}
-    want = logits(qwen3, ids, TurboQuantCache(qwen3.config, **options), [70, 80])
+    want = feed(qwen3, ids, TurboQuantCache(qwen3.config, **options), [70, 80])
     monkeypatch.setattr("tqkv.attention._BLOCK", 16)
     monkeypatch.setattr("tqkv.attention._SCORES", 16 * 2 * 4 * 7)
-    got = logits(qwen3, ids, TurboQuantCache(qwen3.config, **options), [70, 80])
+    got = feed(qwen3, ids, TurboQuantCache(qwen3.config, **options), [70, 80])
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
@@ -210,11 +200,11 @@ def test_bfloat16(tiny, ids):
     model = tiny("qwen3")
     cache = TurboQuantCache(model.config, bits=4, recent_tokens=16)
     model.set_attn_implementation("eager")
-    want = logits(model, ids, cache, [100] + [1] * 20)
+    want = feed(model, ids, cache, [100] + [1] * 20)
     model = model.to(torch.bfloat16)
     errors = []
     for implementation in ("turboquant", "eager"):
         model.set_attn_implementation(implementation)
         cache = TurboQuantCache(model.config, bits=4, recent_tokens=16)
-        errors.append((logits(model, ids, cache, [100] + [1] * 20).float() - want).square().mean().sqrt())
+        errors.append((feed(model, ids, cache, [100] + [1] * 20).float() - want).square().mean().sqrt())
     assert errors[0] <= 2 * errors[1]

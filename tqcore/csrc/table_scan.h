@@ -93,6 +93,9 @@ private:
     // Whether what is scanned is what the stored blocks hold; otherwise it is copied.
     bool in_place() const { return rows_.blocks && (staged_ || !rows_.code->head_words); }
 
+    // Scales of the rows from one on, up to a chunk of them.
+    const float* scales(int64_t row) const { return rows_.scale ? rows_.scale + row : same_.data(); }
+
     // What is scanned of blocks [begin, end).
     const uint32_t* copy_blocks(int64_t begin, int64_t end) {
         const ptrdiff_t size = (ptrdiff_t)words_ * kLanes;
@@ -176,7 +179,7 @@ private:
         for (size_t at = 0; at < count; at += 4)
             for (uint64_t bits = four_blocks(at); bits; bits &= bits - 1) {
                 const int64_t row = (begin + (int64_t)at) * kLanes + __builtin_ctzll(bits);
-                if (rows_.scale) __builtin_prefetch(rows_.scale + row);
+                __builtin_prefetch(scales(row));
                 if (rows_.squared_norm) __builtin_prefetch(rows_.squared_norm + row);
                 picked_.push_back(row);
                 if (picked_.size() == kMostPicked) scan_picked(sink);
@@ -198,7 +201,7 @@ private:
             else copy_rows(&picked_[i], count, lines);
         }
         for (size_t i = 0; i < n; ++i) {
-            scales_[i] = rows_.scale ? rows_.scale[picked_[i]] : rows_.same_scale;
+            scales_[i] = *scales(picked_[i]);
             if (rows_.squared_norm) norms_[i] = rows_.squared_norm[picked_[i]];
         }
         allowed_copies_.assign(blocks, 0xFFFF);
@@ -211,18 +214,18 @@ private:
 
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         // A block's scales are one cache line, wanted once its codes are summed.
-        for (int b = 0; rows_.scale && b < n_blocks; ++b)
-            __builtin_prefetch(rows_.scale + std::min((first_block + b) * kLanes, rows_.n - 1), 0, 2);
+        for (int b = 0; b < n_blocks; ++b)
+            __builtin_prefetch(scales(std::min((first_block + b) * kLanes, rows_.n - 1)), 0, 2);
         const int64_t row = first_block * kLanes, last = (first_block + n_blocks - 1) * kLanes;
         const float* norms = rows_.squared_norm;
-        Run run{blocks, n_blocks, rows_.scale ? rows_.scale + row : same_.data(), norms ? norms + row : nullptr, allowed, row, nullptr};
+        Run run{blocks, n_blocks, scales(row), norms ? norms + row : nullptr, allowed, row, nullptr};
         if (last + kLanes <= rows_.n) {
             scan(run, nullptr, sink);
             return;
         }
         // The last block may reach past the columns' end, so it is taken from a copy.
         float tail_scale[kLanes] = {}, tail_norms[kLanes] = {};
-        std::memcpy(tail_scale, rows_.scale ? rows_.scale + last : same_.data(), sizeof(float) * (size_t)(rows_.n - last));
+        std::memcpy(tail_scale, scales(last), sizeof(float) * (size_t)(rows_.n - last));
         if (norms) std::memcpy(tail_norms, norms + last, sizeof(float) * (size_t)(rows_.n - last));
         const uint16_t inside = (uint16_t)block_mask(rows_, first_block + n_blocks - 1);
         const Run tail{blocks + (ptrdiff_t)(n_blocks - 1) * words_ * kLanes,

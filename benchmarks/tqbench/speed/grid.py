@@ -134,4 +134,4 @@ def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Cas
 
 
 def _widths(method: Method, bits: float, d: int) -> tuple[float, ...]:
-    return method.bits if "scale" in method.options else (*method.bits, bits - 32 / d)
+    return method.bits if method.options.get("scale") == "none" else (*method.bits, bits - 32 / d)

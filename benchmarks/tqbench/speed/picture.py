@@ -61,7 +61,7 @@ def _panel(axes: Any, title: str, found: list[tuple[Standing, float]]) -> None:
             axes.hlines(middle, place - 0.1, place + 0.1, color=_COLOURS[name], linewidth=2.5)
     axes.axhline(1, color="#444444", linewidth=1)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(10, subs=(0.2, 0.3, 0.5, 0.7, 1, 1.5)))
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(range(len(places)), [f"{nq} a call\n{threads}T" for nq, threads in places])
