@@ -84,15 +84,18 @@ def decode_step(bench: Bench, method: str, batch: int, tokens: int, cache: Cache
     token = torch.randint(2, bench.model.config.vocab_size, (batch, 1), device=bench.device)
     position = torch.full((batch, 1), tokens, device=bench.device)
 
-    def step() -> torch.Tensor:
-        return bench.forward(cache, token, position)
+    eager = method in ("dynamic", "packed eager", "packed growing")
+    model = bench.model if eager else bench.compiled()
 
-    if method in ("dynamic", "packed eager", "packed growing") or bench.device.type != "cuda":
+    def step() -> torch.Tensor:
+        return bench.forward(cache, token, position, model)
+
+    if eager or bench.device.type != "cuda":
         return step
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(2):
+        for _ in range(3 if bench.compile_mode else 2):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -193,6 +196,11 @@ def main() -> None:
         "--prompt", type=int, default=0, help="tokens of a real prompt whose peak memory is taken"
     )
     parser.add_argument("--capacity", action="store_true", help="find the longest context that fits")
+    parser.add_argument(
+        "--compile",
+        choices=("default", "max-autotune-no-cudagraphs"),
+        help="compile the model in this mode for the methods whose step is captured",
+    )
     parser.add_argument("--tiny", action="store_true", help="a tiny model, on the CPU where there is no GPU")
     parser.add_argument("--out", help="folder of the record")
     parser.add_argument("--name", help="of the record; gpu-model-MODEL if not given")
@@ -204,7 +212,8 @@ def main() -> None:
     if unknown := sorted(set(methods) - set(_METHODS)):
         parser.error(f"--methods must be of {', '.join(_METHODS)}, got {', '.join(unknown)}")
     start = time.perf_counter()
-    bench = Bench(random_model(options.model, options.tiny, device), options.bits, options.steps)
+    model = random_model(options.model, options.tiny, device)
+    bench = Bench(model, options.bits, options.steps, options.compile)
     synchronize(device)
     parameters = sum(x.numel() for x in bench.model.parameters())
     print(f"{options.model}: {parameters / 1e9:.2f} G parameters, {time.perf_counter() - start:.1f} s")
@@ -237,6 +246,7 @@ def main() -> None:
 
         settings = {
             "bits": options.bits,
+            "compiled": options.compile,
             "steps": options.steps,
             "bandwidth_gb_s": options.bandwidth,
             "weights": "normal(0, 0.02)",

@@ -94,20 +94,40 @@ class Bench:
         Rate of the packed caches.
     steps : int
         Steps whose median is a measurement.
+    compile_mode : str or None
+        Mode of `torch.compile` for steps; None leaves them as they are.
     """
 
     model: PreTrainedModel
     bits: float
     steps: int
+    compile_mode: str | None = None
+
+    def compiled(self) -> Callable[..., Any]:
+        """The model to take steps with: compiled anew, for one shape, if steps are to be."""
+        if self.compile_mode is None:
+            return self.model
+        torch._dynamo.reset()
+        # Where a layer's cache or kernel is left out of the graph, the code around it is compiled for every layer.
+        torch._dynamo.config.recompile_limit = 1024
+        torch._dynamo.config.accumulated_recompile_limit = 1 << 14
+        return torch.compile(self.model, dynamic=False, mode=self.compile_mode)
 
     @property
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
 
-    def forward(self, cache: Cache, token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        cache: Cache,
+        token: torch.Tensor,
+        position: torch.Tensor,
+        model: Callable[..., Any] | None = None,
+    ) -> torch.Tensor:
         """Logits [batch, 1, vocabulary] after tokens int64 [batch, n] at positions int64 [batch, n]."""
-        return self.model(token, position_ids=position, past_key_values=cache, logits_to_keep=1).logits
+        model = self.model if model is None else model
+        return model(token, position_ids=position, past_key_values=cache, logits_to_keep=1).logits
 
     def prompt(self, cache: Cache, batch: int, tokens: int) -> None:
         """Run a random prompt, so that every layer of the cache has its shapes and states."""

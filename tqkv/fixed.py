@@ -24,8 +24,6 @@ class Step:
     ----------
     slot : torch.Tensor
         int64 [1], where in the window the new token goes.
-    leaving : torch.Tensor
-        int64 [1], the packed token that the one there before becomes.
     held : torch.Tensor
         int64 [slots], the token in each slot once the new one is there; below 0 where there is none.
     mask : torch.Tensor
@@ -35,10 +33,33 @@ class Step:
     """
 
     slot: torch.Tensor
-    leaving: torch.Tensor
     held: torch.Tensor
     mask: torch.Tensor
     lengths: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """What leaves the rings of some layers in the next step, encoded beside the present one.
+
+    Attributes
+    ----------
+    slot, token : torch.Tensor
+        int64 [1] on the device: its slot, and the packed token that it becomes.
+    layers : list of FixedLayer
+        Whose rings they are, in the order in which they take the step.
+    """
+
+    slot: torch.Tensor
+    token: torch.Tensor
+    layers: list[FixedLayer]
+
+    def join(self) -> None:
+        """Let what follows wait until all is encoded."""
+        device = self.slot.device
+        here = torch.cuda.current_stream(device)
+        for stream in _beside(device):
+            here.wait_stream(stream)
 
 
 class FixedView(AttentionView):
@@ -73,9 +94,10 @@ class FixedView(AttentionView):
 class FixedLayer(TurboQuantLayer):
     """Keys and values of one full-attention layer in memory allocated once, at the first prompt.
 
-    The latest tokens lie in a ring. Each decoding step encodes the one token that its new token pushes out, at a place
-    computed on the device from `length`, so that a CUDA graph of a step can be replayed. Replays past the capacity lose
-    tokens: how many to make is the caller's to know.
+    The latest tokens lie in a ring. Each decoding step encodes the one token that the next step's will push out, at a
+    place computed on the device from `length`, so that a CUDA graph of a step can be replayed. It counts as packed in
+    the next step only, so on a CUDA device it is encoded beside the model. Replays past the capacity lose tokens: how
+    many to make is the caller's to know.
 
     Attributes
     ----------
@@ -90,10 +112,11 @@ class FixedLayer(TurboQuantLayer):
         """Allocate everything for states [batch, heads, tokens, d] like these."""
         super().lazy_initialization(key_states, value_states)
         self.length = torch.zeros((), dtype=torch.int64, device=self.device)
-        self._known, self._ahead = 0, None
+        self._known, self._ahead, self._held_anew = 0, None, False
+        self._leaving: Leaving | None = None
         self._spill = -(-(self._limit - self.window.slots) // TILE_TOKENS) * TILE_TOKENS
         for store in (self.key_store, self.value_store):
-            # One tile more takes what a step encodes before the ring is full.
+            # One tile more takes what a step encodes before the ring is full, and for a step past the last.
             store.reserve(self._spill + TILE_TOKENS, exact=True)
         self.window.count = self.window.slots
 
@@ -143,6 +166,8 @@ class FixedLayer(TurboQuantLayer):
         step, self._ahead = self._ahead, None
         if step is None:
             step = self._begin()
+        if self._leaving is not None and self._leaving.layers[-1] is self:
+            self._join()
         if self._on_cuda:
             from tqkv.kernels.append import put_token
 
@@ -160,44 +185,65 @@ class FixedLayer(TurboQuantLayer):
         return self.device.type == "cuda" and self.key_store.layout is not None
 
     def _begin(self) -> Step:
-        """Encode the tokens that leave the rings, of this layer and of all that are about to take the same step."""
-        slots, at = self.window.slots, self.length.reshape(1)
-        held, batch = self.slot_tokens(self.length), self.batch_size
+        """Counts of the step, and encoding of what leaves the rings in the next one.
+
+        Both are for all layers that are about to take the same step as this one.
+        """
+        held, batch, slots = self.slot_tokens(self.length), self.batch_size, self.window.slots
         step = Step(
-            self._slot(at),
-            torch.where(at >= slots, at - slots, self._spill).clamp(max=self._spill),
+            self._slot(self.length.reshape(1)),
             held,
             (held >= 0).expand(batch, -1).contiguous(),
-            (at + 1 - slots).clamp(min=0).to(torch.int32).expand(batch).contiguous(),
+            (self.length + 1 - slots).clamp(min=0).to(torch.int32).expand(batch).contiguous(),
         )
         if not self._on_cuda:
-            for store, states in zip(
-                (self.key_store, self.value_store), self.window.select_slots(step.slot), strict=True
-            ):
-                store.write_one(step.leaving, *store.codec.encode(states))
+            self._encode_leaving([self], self.length + 1)
             return step
         fixed = [layer for layer in self.shared.layers if isinstance(layer, FixedLayer)]
         layers: list[FixedLayer] = [layer for layer in fixed if self._goes_with(layer)]
         for layer in layers:
-            layer.settle()
-        # Encoding a few rows takes long and little of the device, so keys and values go side by side.
-        with torch.cuda.device(self.device):
-            here, beside = torch.cuda.current_stream(), _beside(self.device)
-            beside.wait_stream(here)
-            self._append("key", layers, step)
-            with torch.cuda.stream(beside):
-                self._append("value", layers, step)
-            here.wait_stream(beside)
-        for layer in layers:
+            layer._join()
             layer._ahead = None if layer is self else step
+        # Held until joined: memory that the streams beside read must not be given to others.
+        leaving = self._encode_leaving(layers, self.length + 1)
+        for layer in layers:
+            layer._leaving = leaving
         return step
 
-    def _append(self, side: str, layers: list[FixedLayer], step: Step) -> None:
+    def _encode_leaving(self, layers: list[FixedLayer], length: torch.Tensor) -> Leaving | None:
+        """Encode what leaves the rings after `length` tokens, int64 []; on CUDA beside the current stream."""
+        slots, at = self.window.slots, length.reshape(1)
+        token = torch.where(at >= slots, at - slots, self._spill).clamp(max=self._spill)
+        leaving = Leaving(self._slot(at), token, layers)
+        if not self._on_cuda:
+            for store, states in zip(
+                (self.key_store, self.value_store), self.window.select_slots(leaving.slot), strict=True
+            ):
+                store.write_one(token, *store.codec.encode(states))
+            return None
+        # Encoding a few rows takes long and little of the device, so keys and values go side by side.
+        with torch.cuda.device(self.device):
+            here = torch.cuda.current_stream()
+            for side, stream in zip(("key", "value"), _beside(self.device), strict=True):
+                stream.wait_stream(here)
+                with torch.cuda.stream(stream):
+                    self._append(side, leaving)
+        return leaving
+
+    def _join(self) -> None:
+        """Let what follows on the current stream wait for codes that are made beside it."""
+        leaving = self._leaving
+        if leaving is not None:
+            leaving.join()
+            for layer in leaving.layers:
+                layer._leaving = None
+
+    def _append(self, side: str, leaving: Leaving) -> None:
         """Encode what leaves the rings of keys or of values."""
         from tqkv.kernels.append import RingSide, append_leaving
 
         rings = []
-        for layer in layers:
+        for layer in leaving.layers:
             store: PackedStore = getattr(layer, f"{side}_store")
             window = getattr(layer.window, f"{side}s")
             plan = store.codec.plan
@@ -205,7 +251,7 @@ class FixedLayer(TurboQuantLayer):
             rings.append(RingSide(window, store.codes, store.scalars[0], store.codec.mean, weights))
         own: PackedStore = getattr(self, f"{side}_store")
         if own.layout is not None:
-            append_leaving(rings, own.codec, own.layout, step.slot, step.leaving)
+            append_leaving(rings, own.codec, own.layout, leaving.slot, leaving.token)
 
     def _goes_with(self, other: FixedLayer) -> bool:
         """Whether a layer is this one, or about to take the same step with states of the same shape."""
@@ -240,11 +286,23 @@ class FixedLayer(TurboQuantLayer):
         tokens = torch.where(tokens < sinks, tokens, tokens + packed)
         self.window.put(self._slot(tokens), keys, values)
         self.length.fill_(length)
-        self._known, self._ahead = length, None
+        self._known, self._ahead, self._held_anew = length, None, True
+        if self._due is None:
+            self.settle()
+
+    def settle(self, queries: torch.Tensor | None = None, seen: torch.Tensor | None = None) -> None:
+        """Encode what waits, and after a prompt what the first step pushes out; arguments as in `fit_key_plan`."""
+        super().settle(queries, seen)
+        if self.is_initialized and self._held_anew:
+            self._held_anew = False
+            if self._known >= self.window.slots:
+                self._leaving = self._encode_leaving([self], self.length)
+                self._join()
 
     def view(self) -> AttentionView:
         """What attention sees of the layer as it is, in order of tokens; waits for the device."""
         self.settle()
+        self._join()
         length = int(self.length)
         packed = max(0, length - self.window.slots)
         sinks = min(length, self.shared.options.sink_tokens)
@@ -270,8 +328,15 @@ class FixedLayer(TurboQuantLayer):
         """Forget all tokens; memory, and graphs that were captured, stay."""
         self._handed_out, self._due = False, None
         if self.is_initialized:
-            self._known, self._ahead = 0, None
+            self._join()
+            self._known, self._ahead, self._held_anew = 0, None, False
             self.length.zero_()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the batch rows `indices`, int64 or bool, in this order."""
+        if self.is_initialized:
+            self._join()
+        super().batch_select_indices(indices)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Raise ValueError unless nothing is to go: tokens that left the ring are only codes."""
@@ -280,6 +345,6 @@ class FixedLayer(TurboQuantLayer):
 
 
 @lru_cache(maxsize=16)
-def _beside(device: torch.device) -> torch.cuda.Stream:
-    """A stream of a device for what may run beside the current one."""
-    return torch.cuda.Stream(device)
+def _beside(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """Streams of a device for what may run beside the current one."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)

@@ -149,3 +149,11 @@ def test_nan_in_any_state_shows():
     assert result[0, 1].isnan().all()
     assert result[0, 4:].isnan().all()
     assert result[0, [0, 2, 3]].isfinite().all()
+
+
+@pytest.mark.parametrize(("splits", "mixed"), [(1, 4), (3, 2), (3, 40)])
+def test_last_part_takes_the_tokens_in_full_precision(splits, mixed, monkeypatch):
+    monkeypatch.setattr(decode, "_plan", lambda *_: (splits, mixed))
+    arguments, keywords = random_problem(3, 4, 2, 2, 128, [0, 700, 90], extra=21)
+    truth = reference.decode_attention(*arguments, **keywords)
+    assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3

@@ -80,6 +80,7 @@ def packed_calls(case: dict[str, int], bits: float, window: int) -> tuple[list[C
     return calls, nbytes
 
 
+@torch.compiler.disable
 def split_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """Attention [batch, heads, 1, d] by the split kernel over bfloat16 states."""
     batch, heads, _, d = q.shape
