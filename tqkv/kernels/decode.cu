@@ -12,9 +12,8 @@ __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, fl
     turned.each<VALUE_ROUNDS>(lane, [&](float x, int dim, int) { *place(dim) = x * p.value_shrink; });
 }
 
-// Sums of the pairs of warps to a partial result in global memory, in the packed basis. A thread takes four dimensions at a
-// time, all at once.
-template <bool EXTRA>
+// Sums of the pairs of warps to a partial result of the block in global memory, in the packed basis. A thread takes four
+// dimensions at a time, all at once.
 __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, u32 part) {
     constexpr int FOURS = D / 4, AT_ONCE = (QUERIES * FOURS + THREADS - 1) / THREADS;
     const float* shares = (const float*)(memory + SHARES);
@@ -35,7 +34,7 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
             x[j].x += share * y.x, x[j].y += share * y.y, x[j].z += share * y.z, x[j].w += share * y.w;
         }
     }
-    if constexpr (EXTRA) {
+    if (blockIdx.z == p.splits) {
         // Tokens in full precision are in the basis of the states. Nobody else reads a place.
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
@@ -63,7 +62,7 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
 // share its parts, then one turns. Waits for parts that are not there, and gives up after `patience` cycles, if there are any.
 __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsigned char* memory, int first, int count, int patience) {
     constexpr int HELPERS = WARPS < 8 ? WARPS : 8;  // of a query, at most
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = p.splits + (p.extra > 0);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = gridDim.z;
     const int helpers = count == 1 ? HELPERS : WARPS / count, query = count == 1 ? warp / HELPERS : warp / helpers, helper = warp - query * helpers;
     float2* tops = (float2*)(memory + TOPS);           // [WARPS]
     float* merged = (float*)(memory + MERGED);         // [WARPS, Turned::SIZE]
@@ -164,8 +163,7 @@ __device__ __forceinline__ u32 settle(const Problem& p, const Place& at, bool de
     return __ballot_sync(~0u, left);
 }
 
-// Grid: (kv heads times blocks of QUERIES; batch; splits, and one more for tokens in full precision, which so comes late, unless
-// the last split takes them).
+// Grid: (kv heads times blocks of QUERIES; batch; splits, and one more for tokens in full precision, which so comes late).
 extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
     unsigned char* memory = block_memory();
     const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;
@@ -175,16 +173,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_con
     at.kv_head = queries <= QUERIES ? blockIdx.x : blockIdx.x / blocks;
     at.first = queries <= QUERIES ? 0 : blockIdx.x % blocks * QUERIES;
     at.n = min(queries - at.first, QUERIES);
-    const u32 part = at.pair * (p.splits + (p.extra > 0));
-    if (blockIdx.z + (p.mixed > 0) == p.splits) {
-        attend_extra(p, at, memory);
-        merge<true>(p, at, memory, part + p.splits);
-        __syncthreads();
-    }
     if (blockIdx.z < p.splits) {
         attend_packed(p, at, memory, blockIdx.z);
-        merge<false>(p, at, memory, part + blockIdx.z);
+    } else {
+        attend_extra(p, at, memory);
     }
+    merge(p, at, memory, at.pair * gridDim.z + blockIdx.z);
     // A block finishes the query of its number, so that all are finished side by side. It waits for the others a while only, since
     // they may need its place; what it declines the last block does, or all where they do not run at once.
     u32& left = *(u32*)memory;

@@ -24,10 +24,6 @@ _LONG = 100  # tiles a multiprocessor from which a block of more warps pays
 _IN_FLIGHT = 4  # partial results that are read at a time
 # Times in tiles: of a block's start and end, of reading partial results.
 _FIXED, _BATCH = 45, 2
-_EXTRA, _EXTRA_TOKENS = (
-    10,
-    5,
-)  # of tokens in full precision in a block of packed ones: tiles, and tokens a tile
 _NUMBERS, _PAIRS = 1 << 20, 1024  # that a scratch has room for: partial results and counters
 _SPARES = 2  # scratches for graphs that are still to be captured
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
@@ -80,7 +76,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("key_mean", "key_queries")),
         *((name, ctypes.c_int32) for name in ("q_batch", "q_head", "q_token", "heads", "kv_heads", "group")),
         *((name, ctypes.c_int32) for name in ("new_tokens", "capacity", "splits")),
-        *(("share", ctypes.c_uint32), ("mixed", ctypes.c_int32)),
+        ("share", ctypes.c_uint32),
         *((name, ctypes.c_float) for name in ("scaling", "key_shrink", "value_shrink")),
         ("patience", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("key_codes", "value_codes", "key_scales", "value_scales")),
@@ -166,9 +162,9 @@ def decode_attention(
     pairs = batch * blocks
     multiprocessors = _multiprocessors(q.device)
     warps = _warps(head_dim, pairs * tiles / multiprocessors)
-    splits, mixed = _plan(pairs, tiles, extra, multiprocessors, warps)
+    splits = _plan(pairs, tiles, extra > 0, multiprocessors, warps)
     parts = splits + (extra > 0)
-    # Blocks may wait for each other where all of them run at once, and each query has one that finishes it.
+    # Blocks may wait for each other where all of them run at once.
     patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, queries) else 0
     sums, scalars, counters = _scratch(pairs * parts * queries * head_dim, pairs, q.device)
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
@@ -211,7 +207,6 @@ def decode_attention(
         capacity=tiles * 16,
         splits=splits,
         share=-(-(1 << 32) // splits) & 0xFFFFFFFF,
-        mixed=mixed,
         scaling=scaling / math.log(2),
         key_shrink=head_dim ** (-rounds[0] / 2),
         value_shrink=head_dim ** (-rounds[1] / 2),
@@ -222,7 +217,7 @@ def decode_attention(
         kernel, shared = _kernel(
             head_dim, keys.bits, values.bits, rounds, _STATES[q.dtype], queries, warps, q.device.index
         )
-        kernel((blocks, batch, splits if mixed else parts), (warps * 32,), (problem,), shared)
+        kernel((blocks, batch, parts), (warps * 32,), (problem,), shared)
     return out
 
 
@@ -303,38 +298,23 @@ def _warps(head_dim: int, tiles: float) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _plan(pairs: int, tiles: int, extra: int, multiprocessors: int, warps: int) -> tuple[int, int]:
-    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and ``mixed`` of the problem.
+def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int, warps: int) -> int:
+    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles.
 
-    They are what should end soonest. A multiprocessor runs a block at a time. Blocks of the `extra` tokens in full
-    precision come last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
-    Where not all blocks run at once, the last part of the packed tokens may take them instead and be shorter.
+    They are what should end soonest. A multiprocessor runs a block at a time. Blocks of tokens in full precision come
+    last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
     """
     at_once = warps  # tiles: two a pair of warps
-    most = max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs)))
-    weight = _EXTRA + extra // _EXTRA_TOKENS if extra else 0
 
-    def turns(splits: int, more: int) -> tuple[int, int]:
-        """Time until all blocks of packed tokens, and `more` tiles, are through, and multiprocessors idle at last."""
-        each = -(-(tiles + more) // (splits * at_once)) * at_once + _FIXED
-        turns = -(-pairs * splits // multiprocessors)
-        merging = -(-(splits + (extra > 0)) // _IN_FLIGHT) * _BATCH
-        return turns * each + merging, turns * multiprocessors - pairs * splits
+    def cost(splits: int) -> tuple[int, int]:
+        each = -(-tiles // (splits * at_once)) * at_once + _FIXED
+        blocks = pairs * splits
+        turns = -(-blocks // multiprocessors)
+        late = max(0, pairs * extra - (turns * multiprocessors - blocks))
+        time = turns * each + -(-late // multiprocessors) * _FIXED
+        return time + -(-(splits + extra) // _IN_FLIGHT) * _BATCH, splits
 
-    def apart(splits: int) -> tuple[int, int]:
-        time, idle = turns(splits, 0)
-        late = max(0, pairs * (extra > 0) - idle)
-        return time + -(-late // multiprocessors) * _FIXED, splits
-
-    def together(splits: int) -> tuple[int, int]:
-        return turns(splits, weight)[0], splits
-
-    time, splits = min(apart(n) for n in range(1, most + 1))
-    if extra and pairs * (splits + 1) > multiprocessors:
-        mixed_time, mixed_splits = min(together(n) for n in range(1, most + 1))
-        if mixed_time < time:
-            return mixed_splits, -(-weight // 2)
-    return splits, 0
+    return min(range(1, max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs))) + 1), key=cost)
 
 
 @lru_cache(maxsize=16)

@@ -8,9 +8,8 @@ struct Share {
         const u32 row = (u32)(at.batch * p.kv_heads + at.kv_head) * (u32)(p.capacity / TILE);
         const u32 first_tile = masked / TILE, end_tile = (tokens + TILE - 1) / TILE;
         const u32 units = end_tile > first_tile ? (end_tile - first_tile + STEP - 1) / STEP : 0;
-        auto bound = [&](u32 i) { return min(__umulhi(units + p.mixed, i * p.share), units); };
-        first = row + first_tile + (bound(split) + pair) * STEP;
-        const u32 last = split + 1 < p.splits ? bound(split + 1) : units;
+        first = row + first_tile + (__umulhi(units, split * p.share) + pair) * STEP;
+        const u32 last = split + 1 < p.splits ? __umulhi(units, (split + 1) * p.share) : units;
         end = row + min(first_tile + last * STEP, end_tile);
         start = row * TILE + masked;
         length = row * TILE + tokens;

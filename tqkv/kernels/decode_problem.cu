@@ -8,13 +8,12 @@ struct Problem {
     const float* key_queries;  // queries in the basis of the packed keys, or null: then the rotation gives them
     int q_batch, q_head, q_token, heads, kv_heads, group, new_tokens, capacity, splits;
     u32 share;                        // 2^32 over splits, rounded up
-    int mixed;                        // steps that tokens in full precision count as where the last block of a row takes them too; else 0
     float scaling;                    // of the logits, times log2(e)
     float key_shrink, value_shrink;   // what makes a rotation orthogonal: D^(-rounds / 2)
     int patience;                     // cycles that a block waits for the others' parts of a query of its own; 0: the last block finishes all
     const unsigned char *key_codes, *value_codes;
     const u16 *key_scales, *value_scales;
-    float* part_sums;      // of every part and query: the splits, then the tokens in full precision if there are any
+    float* part_sums;      // of every block and query
     float* part_scalars;   // largest score and weight
     u32* counters;         // of a block of queries: arrivals, then whether the block that was to finish a query declined
     const u32* value_signs;
