@@ -134,6 +134,8 @@ def _models(record: dict[str, Any]) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
     notes = [f"{result['model']}, {result['parameters'] / 1e9:.1f} G random weights, {bits:g} bits"]
+    if record["settings"].get("compiled"):
+        notes.append("the model compiled by `torch.compile` where its step is captured in a graph")
     if prompt := result.get("prompt"):
         peaks = [
             f"{prompt[name]['prefill_peak_bytes'] / 2**30:.1f} and {prompt[name]['decode_peak_bytes'] / 2**30:.2f} GiB"
