@@ -202,6 +202,7 @@ class FixedLayer(TurboQuantLayer):
         fixed = [layer for layer in self.shared.layers if isinstance(layer, FixedLayer)]
         layers: list[FixedLayer] = [layer for layer in fixed if self._goes_with(layer)]
         for layer in layers:
+            layer.settle()
             layer._join()
             layer._ahead = None if layer is self else step
         # Held until joined: memory that the streams beside read must not be given to others.
