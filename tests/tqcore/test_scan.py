@@ -97,7 +97,7 @@ def test_search_finds_the_exact_top_k(code, bits, metric, level):
 def test_a_guessed_threshold_loses_nothing(spread, metric, level):
     """More rows than a sample is worth taking of; without spread what stands out is fewer than k rows, all sampled."""
     quantizer = quantizer_of("chain", 2, metric, d=16)
-    n, k, stripe = 8300, 20, 32 * 16
+    n, k, stripe = 8300, 32, 32 * 16
     rng = np.random.default_rng(7)
     x = rng.standard_normal((n, quantizer.d)).astype(np.float32)
     q = rng.standard_normal((6, quantizer.d)).astype(np.float32)

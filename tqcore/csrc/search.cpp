@@ -13,7 +13,7 @@ namespace {
 constexpr int kGroup = 32;                       // queries that share one pass over a slice of the codes
 constexpr int64_t kLeastGroup = 8;               // queries for every thread that they are divided for
 constexpr int64_t kWorkPerThread = 12 << 20;     // code bytes times queries worth starting a thread for
-constexpr int64_t kLeastGuessed = 20;            // results worth a sample of the rows
+constexpr int64_t kLeastGuessed = 32;            // results worth a sample of the rows
 constexpr int64_t kLeastSlice = 32;              // blocks
 constexpr int64_t kRescoredPerThread = 1 << 18;  // the same for rows scored one by one
 

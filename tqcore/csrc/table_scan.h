@@ -98,17 +98,24 @@ public:
         copies_.resize(kFirstChunk * size);
         scales_.resize(kFirstChunk * kLanes);
         norms_.resize(kFirstChunk * kLanes);
+        const auto row_of = [begin](int64_t sample) {
+            const uint32_t place = (uint32_t)sample * 0x9E3779B1u >> 16;
+            return (begin + sample * kSampled + place % kSampled) * kLanes;
+        };
         for (int64_t i = 0, n; i < samples; i += n) {
             n = std::min(kFirstChunk, samples - i);
             for (int64_t at = 0; at < n; ++at) {
-                const uint32_t place = (uint32_t)(i + at) * 0x9E3779B1u >> 16;
-                const int64_t block = begin + (i + at) * kSampled + place % kSampled, row = block * kLanes;
+                const int64_t row = row_of(i + at), block = row / kLanes;
                 const uint32_t* codes = in_place() ? rows_.blocks + row * words_ : copy_blocks(block, block + 1);
                 std::memcpy(&copies_[(size_t)at * size], codes, size * sizeof(uint32_t));
                 std::memcpy(&scales_[(size_t)at * kLanes], scales(row), kLanes * sizeof(float));
                 if (rows_.squared_norm)
                     std::memcpy(&norms_[(size_t)at * kLanes], rows_.squared_norm + row, kLanes * sizeof(float));
             }
+            // The next ones lie far apart, and memory is asked for them meanwhile.
+            for (int64_t next = i + n; in_place() && next < std::min(i + n + kFirstChunk, samples); ++next)
+                for (int w = 0; w < words_; ++w)
+                    __builtin_prefetch(rows_.blocks + row_of(next) * words_ + w * kLanes, 0, 2);
             const float* norms = rows_.squared_norm ? norms_.data() : nullptr;
             scan({copies_.data(), (int)n, scales_.data(), norms, nullptr, i * kLanes, nullptr}, nullptr, sink);
         }
