@@ -92,6 +92,28 @@ def test_search_finds_the_exact_top_k(code, bits, metric, level):
             assert_same_ranking(scores, np.arange(n), found, k)
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("spread", [True, False])
+def test_a_guessed_threshold_loses_nothing(spread, metric, level):
+    """More rows than a sample is worth taking of; without spread what stands out is fewer than k rows, all sampled."""
+    quantizer = quantizer_of("chain", 2, metric, d=16)
+    n, k, stripe = 8300, 32, 32 * 16
+    rng = np.random.default_rng(7)
+    x = rng.standard_normal((n, quantizer.d)).astype(np.float32)
+    q = rng.standard_normal((6, quantizer.d)).astype(np.float32)
+    if not spread:
+        i = np.arange(10)
+        x[i * stripe + (i * 0x9E3779B1 % 2**32 >> 16) % 32 * 16] = q[:1] + 0.1 * x[i]
+    codes, scalars = quantizer.encode(x)
+    scalars = np.ascontiguousarray(scalars.T)
+    blocks = np.zeros(packing.blocks_for(n, quantizer.core.head_size), np.uint32)
+    packing.pack_rows(blocks, 0, codes)
+    scores = exact(quantizer, codes, scalars, q, metric)
+    for form in (blocks, codes):
+        _, found = scan.search(quantizer, form, scalars, q, k, metric=metric, n=n)
+        assert_same_ranking(scores, np.arange(n), found, k)
+
+
 @pytest.mark.parametrize(("code", "bits"), [("chain", 2), ("mse", 3), ("prod", 2)])
 def test_levels_threads_and_layouts_agree_to_the_bit(code, bits):
     quantizer = quantizer_of(code, bits, "l2", d=129)

@@ -265,24 +265,26 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 
 void reachable(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds* q, const float* a,
                const float* squared_norms, uint16_t* masks) {
-    const float offset = q->base + q->error;
+    const wfloat delta = wfloat{} + q->delta, offset = wfloat{} + (q->base + q->error);
+    const wfloat factor = wfloat{} + q->norm_factor, threshold = wfloat{} + q->threshold;
     for (int b = 0; b < n_blocks; ++b) {
-        const vfloat dot = __builtin_convertvector(load(acc + b * stride), vfloat) * q->delta + offset;
-        vfloat upper = dot * load(a + (ptrdiff_t)b * kLanes);
-        if (squared_norms) upper += load(squared_norms + (ptrdiff_t)b * kLanes) * q->norm_factor;
-#if defined(__AVX512F__)
-        masks[b] = (uint16_t)_mm512_cmp_ps_mask((__m512)upper, _mm512_set1_ps(q->threshold), _CMP_GE_OQ);
-#elif defined(__AVX2__)
-        const __m256 threshold = _mm256_set1_ps(q->threshold);
-        const __m256 low = _mm256_cmp_ps((__m256)low_half((vint)upper), threshold, _CMP_GE_OQ);
-        const __m256 high = _mm256_cmp_ps((__m256)high_half((vint)upper), threshold, _CMP_GE_OQ);
-        masks[b] = (uint16_t)(_mm256_movemask_ps(low) | _mm256_movemask_ps(high) << 8);
-#else
-        const vint pass = (vint)(upper >= (vfloat{} + q->threshold));
         uint32_t mask = 0;
-        for (int l = 0; l < kLanes; ++l) mask |= (uint32_t)(pass[l] & 1) << l;
-        masks[b] = (uint16_t)mask;
+#pragma GCC unroll 4
+        for (int part = 0; part < kLanes; part += kWide) {
+            const ptrdiff_t row = (ptrdiff_t)b * kLanes + part;
+            const wfloat dot = __builtin_convertvector(load_wide(acc + b * stride + part), wfloat) * delta + offset;
+            wfloat upper = dot * load_wide(a + row);
+            if (squared_norms) upper += load_wide(squared_norms + row) * factor;
+#if defined(__AVX512F__)
+            mask |= _mm512_cmp_ps_mask((__m512)upper, (__m512)threshold, _CMP_GE_OQ);
+#elif defined(__AVX2__)
+            mask |= (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps((__m256)upper, (__m256)threshold, _CMP_GE_OQ)) << part;
+#else
+            const wint pass = (wint)(upper >= threshold);
+            for (int l = 0; l < kWide; ++l) mask |= (uint32_t)(pass[l] & 1) << (part + l);
 #endif
+        }
+        masks[b] = (uint16_t)mask;
     }
 }
 

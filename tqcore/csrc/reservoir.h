@@ -17,24 +17,37 @@ struct Candidate {
 class Reservoir {
 public:
     explicit Reservoir(int64_t k) : Reservoir(k, std::max<int64_t>(k, 48 - k)) {}
-    Reservoir(int64_t k, int64_t slack) : k_((size_t)k), slack_((size_t)slack), limit_(k_ + slack_) {
-        if (k_ > kFollowed) return;
+    Reservoir(int64_t k, int64_t slack)
+        : k_((size_t)k), slack_((size_t)slack), limit_(k_ + slack_), followed_(k_ <= kFollowed) {
+        if (!followed_) return;
         lower_.assign(2 * (k_ + 1), -INFINITY);
         lower_[0] = lower_[k_ + 1] = INFINITY;
     }
 
     float threshold() const { return threshold_; }
+    // Begins at a threshold that k lower bounds will likely reach, so near the last one that it is not followed up but
+    // found out anew once there are `limit` candidates. What is kept is complete if the guess proves to be right.
+    void guess(float threshold, int64_t limit) {
+        threshold_ = guess_ = threshold;
+        followed_ = false;
+        limit_ = (size_t)limit;
+        kept_.reserve(limit_);
+    }
+    bool proven() const {
+        const auto reaches = [g = guess_](const Candidate& c) { return c.lower >= g; };
+        return (size_t)std::count_if(kept_.begin(), kept_.end(), reaches) >= k_;
+    }
     std::vector<Candidate>& candidates() { return kept_; }
 
     void add(const Candidate& c) {
         kept_.push_back(c);
-        if (k_ <= kFollowed && c.lower > threshold_) follow(c.lower);
+        if (followed_ && c.lower > threshold_) follow(c.lower);
         if (kept_.size() >= limit_) prune();
     }
 
     void prune() {
         if (kept_.size() < k_) return;
-        if (k_ > kFollowed) raise();
+        if (!followed_) raise();
         const float t = threshold_;
         kept_.erase(std::remove_if(kept_.begin(), kept_.end(), [t](const Candidate& c) { return c.upper < t; }),
                     kept_.end());
@@ -51,7 +64,7 @@ private:
         float* __restrict to = lower_.data() + (second_ ? 0 : k_ + 1);
         for (size_t i = 1; i <= k_; ++i) to[i] = std::max(from[i], std::min(from[i - 1], lower));
         second_ = !second_;
-        threshold_ = to[k_];
+        threshold_ = std::max(threshold_, to[k_]);
     }
 
     void raise() {
@@ -62,8 +75,8 @@ private:
     }
 
     size_t k_, slack_, limit_;
-    bool second_ = false;
-    float threshold_ = -INFINITY;
+    bool followed_, second_ = false;
+    float threshold_ = -INFINITY, guess_ = -INFINITY;
     std::vector<Candidate> kept_;
     std::vector<float> lower_;
 };

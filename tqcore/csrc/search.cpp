@@ -13,6 +13,7 @@ namespace {
 constexpr int kGroup = 32;                       // queries that share one pass over a slice of the codes
 constexpr int64_t kLeastGroup = 8;               // queries for every thread that they are divided for
 constexpr int64_t kWorkPerThread = 12 << 20;     // code bytes times queries worth starting a thread for
+constexpr int64_t kLeastGuessed = 32;            // results worth a sample of the rows
 constexpr int64_t kLeastSlice = 32;              // blocks
 constexpr int64_t kRescoredPerThread = 1 << 18;  // the same for rows scored one by one
 
@@ -63,6 +64,27 @@ struct TopSink : Sink {
     std::vector<Reservoir> kept;
 };
 
+// The largest few among the best lower bounds of sampled blocks. One of each: rows are often stored beside rows like
+// them, so that many of a block say little of the others.
+struct SampleSink : Sink {
+    SampleSink(int count, int64_t rank)
+        : Sink(count), best((size_t)count, {-INFINITY, -INFINITY, 0}), kept((size_t)count, Reservoir(rank)) {}
+    void add(int query, const Candidate& c) override {
+        Candidate& b = best[(size_t)query];
+        const bool same = c.row / kLanes == b.row / kLanes;
+        if (!same) close(query);
+        if (!same || c.lower > b.lower) b = c;
+    }
+    // Takes a query's last block in and returns the least of the largest.
+    float close(int query) {
+        Reservoir& largest = kept[(size_t)query];
+        largest.add(best[(size_t)query]);
+        return thresholds[(size_t)query] = largest.threshold();
+    }
+    std::vector<Candidate> best;
+    std::vector<Reservoir> kept;
+};
+
 struct RangeSink : Sink {
     explicit RangeSink(int count) : Sink(count), kept(count) {}
     void add(int query, const Candidate& c) override { kept[(size_t)query].push_back(c.row); }
@@ -89,6 +111,34 @@ struct Search {
     int count;
     S sink;
     std::unique_ptr<TableScan> tables;
+};
+
+// The search for the best k rows, whose first range of blocks can begin with a guess of what they will score.
+struct TopSearch : Search<TopSink> {
+    using Search::Search;
+
+    void start(int64_t begin, int64_t end, int64_t k) {
+        // Three deviations more of the sample than the k best have there: one guess in some 500 is too high.
+        const double share = (double)k / kSampled;
+        const int64_t rank = (int64_t)(share + 3 * std::sqrt(share) + 2);
+        const bool whole = tables && !rows.mask && rows.head.share == 0;
+        if (!whole || k < kLeastGuessed || end - begin < 2 * rank * kSampled) return run(begin, end);
+        SampleSink sample(count, rank);
+        tables->sample(begin, end, sample);
+        for (int i = 0; i < count; ++i) {
+            const float guess = sample.close(i);
+            sink.thresholds[(size_t)i] = guess;
+            sink.kept[(size_t)i].guess(guess, 2 * rank * kSampled);
+        }
+        run(begin, end);
+        for (int i = 0; i < count; ++i) {
+            if (sink.kept[(size_t)i].proven()) continue;
+            Search again(rows, queries, first + i, 1, Reservoir(k));
+            again.run(begin, end);
+            sink.kept[(size_t)i] = std::move(again.sink.kept[0]);
+            sink.thresholds[(size_t)i] = again.sink.thresholds[0];
+        }
+    }
 };
 
 struct Scored { double score; int64_t id, row; };
@@ -125,7 +175,7 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
     // Whole rows cost enough to ask for their threshold often.
     const Reservoir empty = fixed ? Reservoir(keep, std::max<int64_t>(4, keep / 4)) : Reservoir(keep);
     const int64_t width = fixed ? s.slices : s.threads;  // searches of a group
-    std::vector<std::unique_ptr<Search<TopSink>>> searches((size_t)(s.groups * width));
+    std::vector<std::unique_ptr<TopSearch>> searches((size_t)(s.groups * width));
     std::vector<std::atomic<int64_t>> next((size_t)s.groups), left((size_t)s.groups);  // slices of a group
     for (auto& l : left) l = s.slices;
     const auto work = [&](int64_t worker, int64_t g, int64_t slice) {
@@ -133,11 +183,17 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
         const int count = (int)std::min<int64_t>(s.group, queries.n - first);
         auto* const group = &searches[(size_t)(g * width)];
         auto& own = group[fixed ? slice : worker];
-        if (!own) own = std::make_unique<Search<TopSink>>(rows, queries, first, count, empty);
-        own->run(s.begin(slice), s.begin(slice + 1));
+        if (own) {
+            own->run(s.begin(slice), s.begin(slice + 1));
+        } else {
+            own = std::make_unique<TopSearch>(rows, queries, first, count, empty);
+            own->start(s.begin(slice), s.begin(slice + 1), keep);
+        }
         if (--left[(size_t)g]) return;
         // The group's last slice: what no other search can outdo is scored exactly.
         Scorer scorer(rows);
+        std::vector<int64_t> candidates;
+        std::vector<Scored> scored;
         for (int i = 0; i < count; ++i) {
             Reservoir& all = own->sink.kept[(size_t)i];
             for (int64_t w = 0; w < width; ++w) {
@@ -145,14 +201,13 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
                 for (const Candidate& c : group[w]->sink.kept[(size_t)i].candidates())
                     if (c.upper >= all.threshold()) all.add(c);
             }
-            all.prune();
             // The best by their bounds first: most of the others cannot reach what these score.
             std::vector<Candidate>& found = all.candidates();
             const auto rest = found.begin() + std::min<ptrdiff_t>(keep, (ptrdiff_t)found.size());
             std::nth_element(found.begin(), rest, found.end(),
                              [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
-            std::vector<int64_t> candidates;
-            std::vector<Scored> scored;
+            candidates.clear();
+            scored.clear();
             scorer.set_query(queries.q + (first + i) * rows.code->query_size(), own->exact(i));
             for (auto c = found.begin(); c != rest; ++c) candidates.push_back(c->row);
             score_rows(scorer, rows, candidates, scored);
@@ -163,7 +218,8 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
                 if ((double)c->upper >= least) candidates.push_back(c->row);
             score_rows(scorer, rows, candidates, scored);
             const size_t n = std::min<size_t>((size_t)keep, scored.size());
-            std::partial_sort(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
+            std::nth_element(scored.begin(), scored.begin() + (ptrdiff_t)n, scored.end(), better);
+            std::sort(scored.begin(), scored.begin() + (ptrdiff_t)n, better);
             for (size_t r = 0; r < n; ++r) {
                 distances[(first + i) * k + (int64_t)r] = distance(rows, queries, first + i, scored[r].score);
                 ids[(first + i) * k + (int64_t)r] = rows.positions ? scored[r].row : scored[r].id;

@@ -15,6 +15,7 @@ constexpr int64_t kFirstChunk = 8;               // blocks
 constexpr int64_t kCopyCost = 4;                 // of a row into another block, in sixteenths of a block's scan
 constexpr int64_t kSmallGap = 4;                 // blocks without an allowed row that are scanned along
 constexpr size_t kMostPicked = 128;              // rows copied before they are scanned; few, so that copies stay in cache
+constexpr int64_t kSampled = 32;                 // blocks of which a sample has one
 constexpr double kNormRounding = 2.5e-7;         // widens the squared norm's part of a bound past float32 rounding
 
 // Which rows of a block exist and are allowed, the lowest bit first.
@@ -87,6 +88,37 @@ public:
         scan_picked(sink);
         if (staged_)
             for (int i = 0; i < count_; ++i) finish(i, sink);
+    }
+
+    // Shows a sink one block in kSampled of [begin, end), at places that follow no period of the rows. Their rows are
+    // numbered from 0 on.
+    void sample(int64_t begin, int64_t end, Sink& sink) {
+        const size_t size = (size_t)words_ * kLanes;
+        const int64_t samples = (std::min(end, rows_.n / kLanes) - begin) / kSampled;
+        copies_.resize(kFirstChunk * size);
+        scales_.resize(kFirstChunk * kLanes);
+        norms_.resize(kFirstChunk * kLanes);
+        const auto row_of = [begin](int64_t sample) {
+            const uint32_t place = (uint32_t)sample * 0x9E3779B1u >> 16;
+            return (begin + sample * kSampled + place % kSampled) * kLanes;
+        };
+        for (int64_t i = 0, n; i < samples; i += n) {
+            n = std::min(kFirstChunk, samples - i);
+            for (int64_t at = 0; at < n; ++at) {
+                const int64_t row = row_of(i + at), block = row / kLanes;
+                const uint32_t* codes = in_place() ? rows_.blocks + row * words_ : copy_blocks(block, block + 1);
+                std::memcpy(&copies_[(size_t)at * size], codes, size * sizeof(uint32_t));
+                std::memcpy(&scales_[(size_t)at * kLanes], scales(row), kLanes * sizeof(float));
+                if (rows_.squared_norm)
+                    std::memcpy(&norms_[(size_t)at * kLanes], rows_.squared_norm + row, kLanes * sizeof(float));
+            }
+            // The next ones lie far apart, and memory is asked for them meanwhile.
+            for (int64_t next = i + n; in_place() && next < std::min(i + n + kFirstChunk, samples); ++next)
+                for (int w = 0; w < words_; ++w)
+                    __builtin_prefetch(rows_.blocks + row_of(next) * words_ + w * kLanes, 0, 2);
+            const float* norms = rows_.squared_norm ? norms_.data() : nullptr;
+            scan({copies_.data(), (int)n, scales_.data(), norms, nullptr, i * kLanes, nullptr}, nullptr, sink);
+        }
     }
 
 private:
