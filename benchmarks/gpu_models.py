@@ -14,6 +14,8 @@ row through the whole model. Methods:
 - packed: `TurboQuantCache` of fixed capacity, a step captured in a CUDA graph; packed eager: the same without a graph.
 - packed growing: `TurboQuantCache` without a capacity, step by step.
 
+With --compile the model is compiled for the methods whose step is captured, by `torch.compile`.
+
 Beside each cell stands `ideal`: the time that reading the weights and the states once takes at the bandwidth of a copy.
 """
 
@@ -95,7 +97,7 @@ def decode_step(bench: Bench, method: str, batch: int, tokens: int, cache: Cache
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(3 if bench.compile_mode else 2):
+        for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

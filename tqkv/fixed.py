@@ -116,7 +116,7 @@ class FixedLayer(TurboQuantLayer):
         self._leaving: Leaving | None = None
         self._spill = -(-(self._limit - self.window.slots) // TILE_TOKENS) * TILE_TOKENS
         for store in (self.key_store, self.value_store):
-            # One tile more takes what a step encodes before the ring is full, and for a step past the last.
+            # One tile more takes what is encoded before the ring is full, and for the step after the last.
             store.reserve(self._spill + TILE_TOKENS, exact=True)
         self.window.count = self.window.slots
 
