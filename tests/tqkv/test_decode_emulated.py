@@ -111,26 +111,34 @@ def test_rates_and_widths(d, heads, bits, value_bits):
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
 
 
-def test_masks_and_several_new_tokens():
-    arguments, keywords = random_problem(2, 10, 2, 2, 128, [0, 700], extra=20)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-3), (torch.bfloat16, 6e-3)])
+def test_masks_and_several_new_tokens(dtype, bound):
+    arguments, keywords = random_problem(2, 10, 2, 2, 128, [0, 700], extra=20, dtype=dtype)
     keywords["extra_lengths"] = torch.tensor([20, 7], dtype=torch.int32)
     keywords["starts"] = torch.tensor([0, 40], dtype=torch.int32)
     keywords["extra_mask"] = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) < 0.7
-    truth = reference.decode_attention(*arguments, **keywords)
-    assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
+    truth = reference.decode_attention(arguments[0].float(), *arguments[1:], **keywords)
+    assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < bound
 
 
-@pytest.mark.parametrize("heads", [7, 4])
-def test_bfloat16_and_what_lies_behind_the_tokens(heads):
-    arguments, keywords = random_problem(1, heads, 1, 1, 128, [100], dtype=torch.bfloat16, extra=40)
-    keywords["extra_mask"] = torch.arange(40)[None] % 7 > 1
+@pytest.mark.parametrize(
+    ("d", "heads", "dtype", "bound"),
+    [
+        *[(128, 7, torch.bfloat16, 6e-3), (128, 4, torch.bfloat16, 6e-3)],
+        *[(64, 6, torch.float16, 2e-3), (256, 6, torch.bfloat16, 6e-3)],
+    ],
+)
+def test_16_bits_and_what_lies_behind_the_tokens(d, heads, dtype, bound):
+    arguments, keywords = random_problem(1, heads, 1, 1, d, [100], dtype=dtype, extra=140)
+    keywords["extra_mask"] = torch.arange(140)[None] % 7 > 1
     truth = reference.decode_attention(arguments[0].float(), *arguments[1:], **keywords)
     for states in arguments[1:3]:
         states.scales[:, :, 100:] = torch.nan
-    keywords["extra_v"][:, :, ::7] = torch.nan
+    for name in ("extra_k", "extra_v"):
+        keywords[name][:, :, ::7] = torch.nan
     result = decode.decode_attention(*arguments, **keywords)
-    assert result.dtype == torch.bfloat16
-    assert relative_error(result, truth) < 6e-3
+    assert result.dtype == dtype
+    assert relative_error(result, truth) < bound
 
 
 @pytest.mark.parametrize("d", [64, 256])

@@ -155,7 +155,7 @@ def decode_attention(
         not _in_pieces(q)
         or sum((n - 1) * step for n, step in zip(q.shape, q.stride(), strict=True)) >= 1 << 31
     ):
-        q = q.contiguous()
+        q = q.clone(memory_format=torch.contiguous_format)
     group = heads // kv_heads
     queries = _QUERIES // 2 if group * new <= _QUERIES // 2 else _QUERIES
     blocks = kv_heads * -(-group * new // queries)
@@ -283,11 +283,9 @@ def _check(
 
 
 def _in_pieces(states: torch.Tensor) -> bool:
-    """Whether every lane's part of a state [..., head_dim] lies at a multiple of its size, at most 16 bytes."""
-    size = states.element_size()
-    piece = min(16, states.shape[-1] // 32 * size)
-    strides = states.stride()
-    return strides[-1] == 1 and all(n * size % piece == 0 for n in (states.storage_offset(), *strides[:-1]))
+    """Whether states [..., head_dim] may be read in pieces of 16 bytes."""
+    size, strides = states.element_size(), states.stride()
+    return strides[-1] == 1 and all(n * size % 16 == 0 for n in (states.storage_offset(), *strides[:-1]))
 
 
 def _warps(head_dim: int, tiles: float) -> int:

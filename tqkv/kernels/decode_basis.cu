@@ -79,10 +79,12 @@ __device__ __forceinline__ State to_state(float x) { return x; }
 typedef u16 State;
 __device__ __forceinline__ float to_float(State x) { return half_float(x); }
 __device__ __forceinline__ State to_state(float x) { return float_half(x); }
+#define multiply_states multiply_halves
 #else
 typedef u16 State;
 __device__ __forceinline__ float to_float(State x) { return __int_as_float((int)x << 16); }
 __device__ __forceinline__ State to_state(float x) { return float_brain(x); }
+#define multiply_states multiply_brains
 #endif
 
 // The lane's bytes of a tile, loaded in pieces of 16, 8, 4 and 2 bytes; each piece is contiguous over the warp.

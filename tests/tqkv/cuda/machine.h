@@ -175,6 +175,15 @@ inline void multiply_tf32(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0,
     multiply_<1>(c, {a0, a1, a2, a3, b0, b1}, value, value);
 }
 
+inline void multiply_halves(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    const auto value = [](u32 word, int k) { return half_float((u16)(word >> k % 2 * 16)); };
+    multiply_<2>(c, {a0, a1, a2, a3, b0, b1}, value, value);
+}
+inline void multiply_brains(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+    const auto value = [](u32 word, int k) { return __int_as_float((int)(word >> k % 2 * 16 << 16)); };
+    multiply_<2>(c, {a0, a1, a2, a3, b0, b1}, value, value);
+}
+
 template <class... Words> void load_if(bool wanted, const void* p, Words&... words) {
     const unsigned char* from = (const unsigned char*)p;
     if (wanted) ((std::memcpy(&words, from, sizeof words), from += sizeof words), ...);
