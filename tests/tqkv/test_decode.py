@@ -8,21 +8,30 @@ from tqkv.kernels.decode import _plan, _sign_words  # noqa: E402
 
 
 @pytest.mark.parametrize("warps", [8, 12, 16])
-@pytest.mark.parametrize("extra", [False, True])
+@pytest.mark.parametrize("extra", [0, 132])
 @pytest.mark.parametrize("pairs", [4, 8, 12, 24, 32, 64, 100])
 def test_long_contexts_keep_the_multiprocessors_busy(pairs, extra, warps):
     for tokens in (8192, 32768, 262144):
-        splits = _plan(pairs, tokens // 16, extra, 132, warps)
+        splits, windows = _plan(pairs, tokens // 16, extra, 132, warps)
+        assert (windows > 0) == (extra > 0)
         turns = -(-pairs * splits // 132)
         assert pairs * splits / (turns * 132) > (0.6 if tokens == 8192 else 0.85), (tokens, splits)
 
 
 def test_short_contexts_are_split_no_finer_than_their_tiles():
-    assert _plan(4, 0, True, 132, 16) == 1
-    assert _plan(4, 1, False, 132, 16) == 1
-    assert _plan(1, 32, False, 132, 16) == 2
-    assert _plan(1, 32, False, 132, 8) == 4
-    assert _plan(1000, 10000, True, 132, 16) <= 4
+    assert _plan(4, 0, 132, 132, 16) == (1, 1)
+    assert _plan(4, 1, 0, 132, 16) == (1, 0)
+    assert _plan(1, 32, 0, 132, 16) == (2, 0)
+    assert _plan(1, 32, 0, 132, 8) == (4, 0)
+    assert _plan(1000, 10000, 132, 132, 16)[0] <= 4
+
+
+def test_windows_share_blocks_where_that_spares_packed_tokens_a_turn():
+    assert _plan(4, 2048, 132, 132, 8) == (32, 1)
+    assert _plan(8, 2048, 132, 132, 16) == (16, 2)
+    assert _plan(8, 2048, 0, 132, 16) == (16, 0)
+    # A window as long as the packed tokens has a block of its own.
+    assert _plan(8, 2048, 32768, 132, 16)[1] == 1
 
 
 @pytest.mark.parametrize("d", [64, 128, 256])

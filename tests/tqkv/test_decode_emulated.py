@@ -149,6 +149,18 @@ def test_queries_that_are_given_in_the_basis_of_the_keys(d):
     assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 2e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("plan", [(1, 2), (1, 3), (2, 4), (3, 1)])
+def test_blocks_that_serve_several_windows(plan, dtype, monkeypatch):
+    monkeypatch.setattr(decode, "_plan", lambda *_: plan)
+    for heads, patient in ((6, 100), (2, 6)):  # multiprocessors; fewer than blocks, then enough
+        monkeypatch.setattr(decode, "_multiprocessors", lambda _, n=patient: n)
+        arguments, keywords = random_problem(2, heads, 2, 1, 64, [40, 80], extra=20, dtype=dtype)
+        keywords["extra_lengths"] = torch.tensor([20, 7], dtype=torch.int32)
+        truth = reference.decode_attention(arguments[0].float(), *arguments[1:], **keywords)
+        assert relative_error(decode.decode_attention(*arguments, **keywords), truth) < 6e-3
+
+
 def test_nan_in_any_state_shows():
     (q, keys, values, lengths), keywords = random_problem(
         1, 8, 2, 1, 128, [40], extra=8, dtype=torch.bfloat16

@@ -182,6 +182,22 @@ def test_blocks_that_do_not_wait_leave_their_query_to_the_last(heads, monkeypatc
         assert not counters.any()
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-3), (torch.bfloat16, 6e-3)])
+@pytest.mark.parametrize("plan", [(1, 2), (4, 3), (5, 16), (16, 2), (30, 8)])
+def test_blocks_that_serve_several_windows(plan, dtype, bound, monkeypatch):
+    monkeypatch.setattr(decode, "_plan", lambda *_: plan)
+    for batch, d in ((1, 128), (3, 256), (9, 64)):
+        problem = on_gpu(*random_problem(batch, 16, 4, 1, d, [900] * batch, extra=140, dtype=dtype))
+        truth = reference.decode_attention(problem[0][0].float(), *problem[0][1:], **problem[1])
+        first = decode_attention(*problem[0], **problem[1])
+        assert relative_error(first, truth) < bound
+        assert all(torch.equal(decode_attention(*problem[0], **problem[1]), first) for _ in range(20))
+    for sums, scalars, counters in decode._scratches.values():
+        assert (sums == -1).all()
+        assert (scalars == -1).all()
+        assert not counters.any()
+
+
 def test_graphs_that_run_at_once():
     graphs, outs, problems = [], [], []
     for seed, tokens in enumerate((900, 3000, 5000)):

@@ -14,8 +14,10 @@ __device__ __forceinline__ void turn_extra(const Problem& p, const Place& at, fl
 
 // Sums of the pairs of warps to a partial result of the block in global memory, in the packed basis. A thread takes four
 // dimensions at a time, all at once.
-__device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory, u32 part) {
+template <bool EXTRA>
+__device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigned char* memory) {
     constexpr int FOURS = D / 4, AT_ONCE = (QUERIES * FOURS + THREADS - 1) / THREADS;
+    const u32 part = at.pair * gridDim.z + blockIdx.z;
     const float* shares = (const float*)(memory + SHARES);
     float* sums = (float*)(memory + SUMS);
     auto place = [&](int i, int dim) { return sums + i * QUERY_PITCH + dim / VALUE_CHUNK * CHUNK_PITCH + dim % VALUE_CHUNK; };
@@ -34,7 +36,7 @@ __device__ __forceinline__ void merge(const Problem& p, const Place& at, unsigne
             x[j].x += share * y.x, x[j].y += share * y.y, x[j].z += share * y.z, x[j].w += share * y.w;
         }
     }
-    if (blockIdx.z == p.splits) {
+    if constexpr (EXTRA) {
         // Tokens in full precision are in the basis of the states. Nobody else reads a place.
 #pragma unroll
         for (int j = 0; j < AT_ONCE; j++) {
@@ -163,42 +165,62 @@ __device__ __forceinline__ u32 settle(const Problem& p, const Place& at, bool de
     return __ballot_sync(~0u, left);
 }
 
-// Grid: (kv heads times blocks of QUERIES; batch; splits, and one more for tokens in full precision, which so comes late).
-extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
-    unsigned char* memory = block_memory();
+__device__ __forceinline__ Place place_of(const Problem& p, int row, int batch) {
     const int queries = p.group * p.new_tokens, blocks = gridDim.x / p.kv_heads;
     Place at;
-    at.batch = blockIdx.y;
-    at.pair = blockIdx.y * gridDim.x + blockIdx.x;
-    at.kv_head = queries <= QUERIES ? blockIdx.x : blockIdx.x / blocks;
-    at.first = queries <= QUERIES ? 0 : blockIdx.x % blocks * QUERIES;
+    at.batch = batch;
+    at.pair = batch * gridDim.x + row;
+    at.kv_head = queries <= QUERIES ? row : row / blocks;
+    at.first = queries <= QUERIES ? 0 : row % blocks * QUERIES;
     at.n = min(queries - at.first, QUERIES);
-    if (blockIdx.z < p.splits) {
+    return at;
+}
+
+// Grid: (kv heads times blocks of QUERIES; batch; splits, and one more for tokens in full precision, which so comes late). Of
+// that last one a block serves `windows` blocks of queries one after the other, and the rest have nothing to do.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) decode(const __grid_constant__ Problem p) {
+    unsigned char* memory = block_memory();
+    const bool packed = blockIdx.z < p.splits;
+    const int index = blockIdx.y * gridDim.x + blockIdx.x, from = packed ? index : index * p.windows;
+    const int to = packed ? index + 1 : min(from + p.windows, (int)(gridDim.x * gridDim.y));
+    Place at = place_of(p, blockIdx.x, blockIdx.y);
+    if (packed) {
         attend_packed(p, at, memory, blockIdx.z);
+        merge<false>(p, at, memory);
     } else {
-        attend_extra(p, at, memory);
-    }
-    merge(p, at, memory, at.pair * gridDim.z + blockIdx.z);
-    // A block finishes the query of its number, so that all are finished side by side. It waits for the others a while only, since
-    // they may need its place; what it declines the last block does, or all where they do not run at once.
-    u32& left = *(u32*)memory;
-    int first = blockIdx.z, count = p.patience && first < at.n, patience = p.patience;
-    u32 rest = 0;
-    bool settled = false, declined = false;
 #pragma unroll 1
-    while (true) {
-        if (count) declined = !finish(p, at, memory, first, count, patience);
-        if (!settled) {
-            if (threadIdx.x / 32 == 1) {
-                rest = settle(p, at, declined, threadIdx.x % 32);
-                if (threadIdx.x % 32 == 0) left = rest;
-            }
+        for (int pair = from; pair < to; pair++) {
+            at = place_of(p, pair % gridDim.x, pair / gridDim.x);
+            attend_extra(p, at, memory);
+            merge<true>(p, at, memory);
+            __syncthreads();
         }
-        __syncthreads();
-        if (!settled) rest = left;
-        settled = true;
-        if (!rest) return;
-        first = p.patience ? __ffs(rest) - 1 : 0, count = p.patience ? 1 : at.n, patience = 0;
-        rest = p.patience ? rest & rest - 1 : 0;
+    }
+#pragma unroll 1
+    for (int pair = from; pair < to; pair++) {
+        if (!packed) at = place_of(p, pair % gridDim.x, pair / gridDim.x);
+        // A block finishes the query of its number, so that all are finished side by side. It waits for the others a while only,
+        // since they may need its place; what it declines the last block does, or all where they do not run at once.
+        u32& left = *(u32*)memory;
+        int first = blockIdx.z, count = p.patience && first < at.n, patience = p.patience;
+        u32 rest = 0;
+        bool settled = false, declined = false;
+#pragma unroll 1
+        while (true) {
+            if (count) declined = !finish(p, at, memory, first, count, patience);
+            if (!settled) {
+                if (threadIdx.x / 32 == 1) {
+                    rest = settle(p, at, declined, threadIdx.x % 32);
+                    if (threadIdx.x % 32 == 0) left = rest;
+                }
+            }
+            __syncthreads();
+            if (!settled) rest = left;
+            settled = true;
+            if (!rest) break;
+            first = p.patience ? __ffs(rest) - 1 : 0, count = p.patience ? 1 : at.n, patience = 0;
+            rest = p.patience ? rest & rest - 1 : 0;
+        }
+        if (pair + 1 < to) __syncthreads();
     }
 }

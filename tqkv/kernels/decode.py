@@ -22,8 +22,9 @@ _QUERIES = 8  # of a block, or 4 where a head has no more: the n side of the mat
 _ROUNDS = 3  # of a rotation, at most
 _LONG = 100  # tiles a multiprocessor from which a block of more warps pays
 _IN_FLIGHT = 4  # partial results that are read at a time
-# Times in tiles: of a block's start and end, of reading partial results.
-_FIXED, _BATCH = 45, 2
+# Times in tiles: of a block's start and end, of reading partial results, of one more window besides its tokens.
+_FIXED, _BATCH, _WINDOW = 45, 2, 20
+_WINDOWS = 16  # that a block serves, at most
 _NUMBERS, _PAIRS = 1 << 20, 1024  # that a scratch has room for: partial results and counters
 _SPARES = 2  # scratches for graphs that are still to be captured
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
@@ -86,7 +87,7 @@ class _Problem(ctypes.Structure):
         ),
         *((name, ctypes.c_void_p) for name in ("extra_k", "extra_v", "extra_lengths", "extra_mask")),
         *((f"{name}_{axis}", ctypes.c_int64) for name in "kv" for axis in ("batch", "head", "token")),
-        ("extra", ctypes.c_int32),
+        *((name, ctypes.c_int32) for name in ("extra", "windows")),
     )
 
 
@@ -162,10 +163,11 @@ def decode_attention(
     pairs = batch * blocks
     multiprocessors = _multiprocessors(q.device)
     warps = _warps(head_dim, pairs * tiles / multiprocessors)
-    splits = _plan(pairs, tiles, extra > 0, multiprocessors, warps)
-    parts = splits + (extra > 0)
-    # Blocks may wait for each other where all of them run at once.
-    patience = _PATIENCE if pairs * parts <= multiprocessors and parts >= min(group * new, queries) else 0
+    splits, windows = _plan(pairs, tiles, extra, multiprocessors, warps)
+    parts = splits + (windows > 0)
+    # Blocks may wait for each other where all of them run at once, and block i of a row waits for query i of it alone.
+    at_once = pairs * splits + (-(-pairs // windows) if windows else 0) <= multiprocessors
+    patience = _PATIENCE if at_once and splits + (windows == 1) >= min(group * new, queries) else 0
     sums, scalars, counters = _scratch(pairs * parts * queries * head_dim, pairs, q.device)
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
     tensors = {
@@ -212,6 +214,7 @@ def decode_attention(
         value_shrink=head_dim ** (-rounds[1] / 2),
         patience=patience,
         extra=extra,
+        windows=windows,
     )
     with torch.cuda.device(q.device):
         kernel, shared = _kernel(
@@ -296,23 +299,27 @@ def _warps(head_dim: int, tiles: float) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _plan(pairs: int, tiles: int, extra: bool, multiprocessors: int, warps: int) -> int:
-    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles.
+def _plan(pairs: int, tiles: int, extra: int, multiprocessors: int, warps: int) -> tuple[int, int]:
+    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and windows that a block serves.
 
-    They are what should end soonest. A multiprocessor runs a block at a time. Blocks of tokens in full precision come
-    last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
+    A window is the `extra` tokens in full precision of a query block; with none, no block serves any. The choice is
+    what should end soonest. A multiprocessor runs a block at a time. Blocks that serve windows come last: they fill what
+    the last turn leaves idle, and take one more turn where that does not suffice.
     """
-    at_once = warps  # tiles: two a pair of warps
+    steps = warps  # tiles at a time: two a pair of warps
+    most = max(1, min(-(-tiles // steps), -(-4 * multiprocessors // pairs)))
 
-    def cost(splits: int) -> tuple[int, int]:
-        each = -(-tiles // (splits * at_once)) * at_once + _FIXED
-        blocks = pairs * splits
+    def cost(splits: int, windows: int) -> tuple[int, int, int]:
+        each = -(-tiles // (splits * steps)) * steps + _FIXED
+        blocks, others = pairs * splits, -(-pairs // windows) if windows else 0
         turns = -(-blocks // multiprocessors)
-        late = max(0, pairs * extra - (turns * multiprocessors - blocks))
-        time = turns * each + -(-late // multiprocessors) * _FIXED
-        return time + -(-(splits + extra) // _IN_FLIGHT) * _BATCH, splits
+        late = max(0, others - (turns * multiprocessors - blocks))
+        serving = _FIXED + (windows - 1) * (_WINDOW + extra // 16) if windows else 0
+        time = turns * each + max(0, serving - each) + -(-late // multiprocessors) * serving
+        return time + -(-(splits + (windows > 0)) // _IN_FLIGHT) * _BATCH, splits, windows
 
-    return min(range(1, max(1, min(-(-tiles // at_once), -(-4 * multiprocessors // pairs))) + 1), key=cost)
+    windows = range(1, min(pairs, _WINDOWS) + 1) if extra else (0,)
+    return min(cost(splits, count) for splits in range(1, most + 1) for count in windows)[1:]
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,7 @@ struct Problem {
     const int* extra_lengths;
     const unsigned char* extra_mask;
     long long k_batch, k_head, k_token, v_batch, v_head, v_token;
-    int extra;
+    int extra, windows;  // tokens in full precision, blocks of queries that a block of these serves
 };
 
 struct Place {
