@@ -79,7 +79,7 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
 #pragma unroll 1
         for (int part = helper; part < parts && there; part += IN_FLIGHT * helpers) {
             const u32 from = place + (part - helper) / helpers * stride;
-            Partial x[IN_FLIGHT];
+            Partial x[IN_FLIGHT] = {};
             const long long start = cycles();
             bool now;
 #pragma unroll 1
@@ -87,7 +87,8 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
                 now = true;
 #pragma unroll
                 for (int k = 0; k < IN_FLIGHT; k++) {
-                    const u32 own = part + k * helpers < parts ? from + k * stride : from;
+                    if (part + k * helpers >= parts) continue;
+                    const u32 own = from + k * stride;
                     x[k].load(p.part_sums + own, p.part_scalars + own / D * 2);
                 }
 #pragma unroll
@@ -98,10 +99,7 @@ __device__ __forceinline__ bool finish(const Problem& p, const Place& at, unsign
             float2 own[IN_FLIGHT + 1];
             float shares[IN_FLIGHT + 1];
 #pragma unroll
-            for (int k = 0; k < IN_FLIGHT; k++) {
-                own[k] = x[k].weight();
-                if (part + k * helpers >= parts) own[k].y = 0;
-            }
+            for (int k = 0; k < IN_FLIGHT; k++) own[k] = part + k * helpers < parts ? x[k].weight() : make_float2(NO_SCORE, 0);
             own[IN_FLIGHT] = all;
             all = weigh(own, shares);
 #pragma unroll

@@ -21,9 +21,9 @@ __all__ = ["PackedStates", "decode_attention"]
 _QUERIES = 8  # of a block, or 4 where a head has no more: the n side of the matrix instruction has 8 columns
 _ROUNDS = 3  # of a rotation, at most
 _LONG = 100  # tiles a multiprocessor from which a block of more warps pays
-_IN_FLIGHT = 4  # partial results that are read at a time
-# Times in tiles: of a block's start and end, of reading partial results, of one more window besides its tokens.
-_FIXED, _BATCH, _WINDOW = 45, 2, 20
+_IN_FLIGHT = 5  # partial results that are read at a time
+# Times in tiles: of a block's start and end, of reading partial results.
+_FIXED, _BATCH = 45, 2
 _WINDOWS = 16  # that a block serves, at most
 _NUMBERS, _PAIRS = 1 << 20, 1024  # that a scratch has room for: partial results and counters
 _SPARES = 2  # scratches for graphs that are still to be captured
@@ -303,8 +303,8 @@ def _plan(pairs: int, tiles: int, extra: int, multiprocessors: int, warps: int) 
     """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and windows that a block serves.
 
     A window is the `extra` tokens in full precision of a query block; with none, no block serves any. The choice is
-    what should end soonest. A multiprocessor runs a block at a time. Blocks that serve windows come last: they fill what
-    the last turn leaves idle, and take one more turn where that does not suffice.
+    what should end soonest. A multiprocessor runs a block at a time. Blocks that serve windows come last: they fill
+    what the last turn leaves idle, and take one more turn where that does not suffice.
     """
     steps = warps  # tiles at a time: two a pair of warps
     most = max(1, min(-(-tiles // steps), -(-4 * multiprocessors // pairs)))
@@ -314,7 +314,7 @@ def _plan(pairs: int, tiles: int, extra: int, multiprocessors: int, warps: int) 
         blocks, others = pairs * splits, -(-pairs // windows) if windows else 0
         turns = -(-blocks // multiprocessors)
         late = max(0, others - (turns * multiprocessors - blocks))
-        serving = _FIXED + (windows - 1) * (_WINDOW + extra // 16) if windows else 0
+        serving = windows * (_FIXED + extra // 16)
         time = turns * each + max(0, serving - each) + -(-late // multiprocessors) * serving
         return time + -(-(splits + (windows > 0)) // _IN_FLIGHT) * _BATCH, splits, windows
 

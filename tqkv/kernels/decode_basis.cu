@@ -12,7 +12,7 @@ constexpr int PAIRS = WARPS / 2;      // of a warp that scores keys and one that
 constexpr int SLOTS = 4;              // steps that the first may be ahead of the second
 constexpr int THREADS = WARPS * 32;
 constexpr int PER_LANE = D / 32;      // dimensions of a lane that holds a whole state with its warp
-constexpr int IN_FLIGHT = 4;         // partial results that a warp loads at a time
+constexpr int IN_FLIGHT = 5;         // partial results that a warp loads at a time
 constexpr float NO_SCORE = -1e30f;
 constexpr float HEADROOM = 32.0f;     // log2 of what weights may be above the running maximum before it is raised
 constexpr int WEIGHT_BITS = STATE == 2 ? 8 : 16;  // of a token's weight, as a part of the largest in a step; bfloat16 has 8 too

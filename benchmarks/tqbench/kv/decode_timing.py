@@ -136,8 +136,16 @@ def plain_methods(case: dict[str, int], flex: bool) -> Iterable[tuple[str, Calla
             yield f"{name} {form}", method
     yield "split", split_attention
     if flex:
-        from torch.nn.attention.flex_attention import flex_attention
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention, noop_mask
 
+        # Compiled anew for every case, of which there may be more than a function is compiled for by default. Without
+        # a mask of blocks its decoding kernel takes all tokens for one block, which it does not split.
+        torch.compiler.reset()
         compiled = torch.compile(flex_attention, dynamic=False)
-        yield "flex gqa", lambda q, k, v: compiled(q, k, v, enable_gqa=True)
-        yield "flex grouped", lambda q, k, v: compiled(q.view(batch, kv_heads, heads // kv_heads, d), k, v)
+        group, tokens = heads // kv_heads, case["tokens"]
+        masks = {n: create_block_mask(noop_mask, None, None, n, tokens, device="cuda") for n in (1, group)}
+        yield "flex gqa", lambda q, k, v: compiled(q, k, v, block_mask=masks[1], enable_gqa=True)
+        yield (
+            "flex grouped",
+            lambda q, k, v: compiled(q.view(batch, kv_heads, group, d), k, v, block_mask=masks[group]),
+        )
