@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -22,9 +23,9 @@ _QUERIES = 8  # of a block, or 4 where a head has no more: the n side of the mat
 _ROUNDS = 3  # of a rotation, at most
 _LONG = 100  # tiles a multiprocessor from which a block of more warps pays
 _IN_FLIGHT = 5  # partial results that are read at a time
-# Times in tiles: of a block's start and end, of reading partial results.
-_FIXED, _BATCH = 45, 2
-_WINDOWS = 16  # that a block serves, at most
+# Times in tiles: of a block's start and end, of reading partial results, of blocks that do not wait for each other.
+_FIXED, _BATCH, _APART = 45, 2, 12
+_WINDOWS = 4  # that a block serves, at most
 _NUMBERS, _PAIRS = 1 << 20, 1024  # that a scratch has room for: partial results and counters
 _SPARES = 2  # scratches for graphs that are still to be captured
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
@@ -163,11 +164,10 @@ def decode_attention(
     pairs = batch * blocks
     multiprocessors = _multiprocessors(q.device)
     warps = _warps(head_dim, pairs * tiles / multiprocessors)
-    splits, windows = _plan(pairs, tiles, extra, multiprocessors, warps)
+    finished = min(group * new, queries)
+    splits, windows = _plan(pairs, tiles, extra, finished, multiprocessors, warps)
     parts = splits + (windows > 0)
-    # Blocks may wait for each other where all of them run at once, and block i of a row waits for query i of it alone.
-    at_once = pairs * splits + (-(-pairs // windows) if windows else 0) <= multiprocessors
-    patience = _PATIENCE if at_once and splits + (windows == 1) >= min(group * new, queries) else 0
+    patience = _PATIENCE if _waits(pairs, finished, splits, windows, multiprocessors) else 0
     sums, scalars, counters = _scratch(pairs * parts * queries * head_dim, pairs, q.device)
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
     tensors = {
@@ -298,28 +298,59 @@ def _warps(head_dim: int, tiles: float) -> int:
     return 12 if tiles > _LONG else 8
 
 
+def _waits(pairs: int, finished: int, splits: int, windows: int, multiprocessors: int) -> bool:
+    """Whether blocks may wait for each other: all run at once, and of a row one is there to finish every query."""
+    blocks = pairs * splits + (-(-pairs // windows) if windows else 0)
+    return blocks <= multiprocessors and splits + (windows == 1) >= finished
+
+
 @lru_cache(maxsize=1024)
-def _plan(pairs: int, tiles: int, extra: int, multiprocessors: int, warps: int) -> tuple[int, int]:
+def _plan(
+    pairs: int, tiles: int, extra: int, finished: int, multiprocessors: int, warps: int
+) -> tuple[int, int]:
     """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and windows that a block serves.
 
-    A window is the `extra` tokens in full precision of a query block; with none, no block serves any. The choice is
-    what should end soonest. A multiprocessor runs a block at a time. Blocks that serve windows come last: they fill
-    what the last turn leaves idle, and take one more turn where that does not suffice.
+    A query block has `finished` queries. A window is the `extra` tokens in full precision of one; with none, no block
+    serves any. The choice is what should end soonest. A multiprocessor runs a block at a time. Blocks that serve
+    windows come last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
+    More than one window a block is for blocks that may wait for each other then, and a few windows only: a block whose
+    place is taken by another kernel comes late.
     """
     steps = warps  # tiles at a time: two a pair of warps
     most = max(1, min(-(-tiles // steps), -(-4 * multiprocessors // pairs)))
+    window = _FIXED + extra // 16
 
     def cost(splits: int, windows: int) -> tuple[int, int, int]:
         each = -(-tiles // (splits * steps)) * steps + _FIXED
-        blocks, others = pairs * splits, -(-pairs // windows) if windows else 0
-        turns = -(-blocks // multiprocessors)
-        late = max(0, others - (turns * multiprocessors - blocks))
-        serving = windows * (_FIXED + extra // 16)
-        time = turns * each + max(0, serving - each) + -(-late // multiprocessors) * serving
+        turns = -(-pairs * splits // multiprocessors)
+        time = turns * each
+        if windows:
+            blocks, idle, serving = (
+                -(-pairs // windows),
+                turns * multiprocessors - pairs * splits,
+                windows * window,
+            )
+            late = max(0, blocks - each // serving * idle)
+            ends = [time + -(-late // multiprocessors) * serving]
+            if idle:
+                ends.append(time - each + -(-blocks // idle) * serving)
+            time = max(time, min(ends))
+        if not _waits(pairs, finished, splits, windows, multiprocessors):
+            time += _APART
         return time + -(-(splits + (windows > 0)) // _IN_FLIGHT) * _BATCH, splits, windows
 
-    windows = range(1, min(pairs, _WINDOWS) + 1) if extra else (0,)
-    return min(cost(splits, count) for splits in range(1, most + 1) for count in windows)[1:]
+    def choices() -> Iterator[tuple[int, int]]:
+        for splits in range(1, most + 1):
+            yield splits, int(extra > 0)
+            idle = multiprocessors - pairs * splits
+            if (
+                extra
+                and 0 < idle < pairs
+                and _waits(pairs, finished, splits, -(-pairs // idle), multiprocessors)
+            ):
+                yield splits, -(-pairs // idle)
+
+    return min(cost(*choice) for choice in choices())[1:]
 
 
 @lru_cache(maxsize=16)
