@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
 # Last, so that `from paper import ...` works and the folder tests/tqcore hides nothing.
 sys.path.append(str(ROOT / "tests"))
+
+# Tests that run side by side do not wait for each other's OpenMP threads, those of torch and FAISS.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="passive")
 
 
 def pytest_configure(config: pytest.Config) -> None:
