@@ -115,7 +115,9 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 // VPSHUFB looks up. Two entries of seven bits fit one byte; bytes are added in 16 bits, the odd ones as they are and the
 // even ones with 256 times their neighbour, which is taken off again at the end of a window.
 
-constexpr ptrdiff_t kAhead = 192 * kLanes;  // entries, 12 KiB: memory is asked for at least so early by a query alone
+// A query alone asks memory for its codes so early at least, in entries (12 KiB): of short blocks in order of address,
+// without which lines come at half of the speed, of long ones in the order of use, where each block is a stream.
+constexpr ptrdiff_t kAhead = 192 * kLanes, kLongBlock = 64 * kLanes;
 
 // The sums of a window times its weight: sum[0] of even rows and 256 times those of odd ones, sum[1] of odd ones.
 static inline __attribute__((always_inline)) void close_window(const __m256i* sum, uint32_t weight, bool first,
@@ -140,6 +142,8 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
                                                               int32_t* acc, ptrdiff_t acc_stride) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const ptrdiff_t ahead = NB * block_stride > kAhead ? NB * block_stride : kAhead;  // past the blocks being read
+    const bool in_order = block_stride < kLongBlock;
+    const ptrdiff_t word_step = in_order ? NB * kLanes : kLanes, block_step = in_order ? kLanes : block_stride;
     __m256i sum[NB * NQ][2];
 #pragma GCC unroll 8
     for (int i = 0; i < NB * NQ; ++i) sum[i][0] = sum[i][1] = _mm256_setzero_si256();
@@ -150,7 +154,8 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
 #pragma GCC unroll 4
             for (int b = 0; b < NB; ++b) {
                 const uint32_t* half_line = blocks + b * block_stride + (ptrdiff_t)w * kLanes + 8 * pair;
-                if (NQ == 1 && pair == 0) _mm_prefetch((const char*)(half_line + ahead), _MM_HINT_T0);
+                if (NQ == 1 && pair == 0)
+                    _mm_prefetch((const char*)(blocks + ahead + w * word_step + b * block_step), _MM_HINT_T0);
                 const __m256i x = _mm256_loadu_si256((const __m256i*)half_line);
                 low[b] = _mm256_and_si256(x, nibble);
                 high[b] = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
