@@ -34,6 +34,8 @@ def test_windows_share_blocks_where_all_blocks_run_at_once_then():
     assert _plan(8, 2048, 0, 4, 132, 16) == (16, 0)
     # Where they do not, idle multiprocessors take one window after the other.
     assert _plan(64, 2048, 132, 4, 132, 16) == (2, 1)
+    # Nor where a block would have to serve many.
+    assert _plan(32, 2048, 132, 4, 132, 16)[1] == 1
     # A window as long as the packed tokens has a block of its own.
     assert _plan(8, 2048, 32768, 4, 132, 16)[1] == 1
 

@@ -325,11 +325,8 @@ def _plan(
         turns = -(-pairs * splits // multiprocessors)
         time = turns * each
         if windows:
-            blocks, idle, serving = (
-                -(-pairs // windows),
-                turns * multiprocessors - pairs * splits,
-                windows * window,
-            )
+            blocks, serving = -(-pairs // windows), windows * window
+            idle = turns * multiprocessors - pairs * splits
             late = max(0, blocks - each // serving * idle)
             ends = [time + -(-late // multiprocessors) * serving]
             if idle:
@@ -343,12 +340,9 @@ def _plan(
         for splits in range(1, most + 1):
             yield splits, int(extra > 0)
             idle = multiprocessors - pairs * splits
-            if (
-                extra
-                and 0 < idle < pairs
-                and _waits(pairs, finished, splits, -(-pairs // idle), multiprocessors)
-            ):
-                yield splits, -(-pairs // idle)
+            windows = -(-pairs // idle) if extra and idle > 0 else 1
+            if 1 < windows <= _WINDOWS and _waits(pairs, finished, splits, windows, multiprocessors):
+                yield splits, windows
 
     return min(cost(*choice) for choice in choices())[1:]
 
