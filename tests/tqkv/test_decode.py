@@ -4,7 +4,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
-from tqkv.kernels.decode import _plan, _sign_words, _waits  # noqa: E402
+from tqkv.kernels.decode import _sign_words  # noqa: E402
+from tqkv.kernels.schedule import choose, waits  # noqa: E402
 
 
 @pytest.mark.parametrize("warps", [8, 12, 16])
@@ -12,32 +13,32 @@ from tqkv.kernels.decode import _plan, _sign_words, _waits  # noqa: E402
 @pytest.mark.parametrize("pairs", [4, 8, 12, 24, 32, 64, 100])
 def test_long_contexts_keep_the_multiprocessors_busy(pairs, extra, warps):
     for tokens in (8192, 32768, 262144):
-        splits, windows = _plan(pairs, tokens // 16, extra, 4, 132, warps)
+        splits, windows = choose(pairs, tokens // 16, extra, 4, 132, warps)
         assert (windows > 0) == (extra > 0)
         turns = -(-pairs * splits // 132)
         assert pairs * splits / (turns * 132) > (0.6 if tokens == 8192 else 0.85), (tokens, splits)
 
 
 def test_short_contexts_are_split_no_finer_than_their_tiles():
-    assert _plan(4, 0, 132, 4, 132, 16) == (1, 1)
-    assert _plan(4, 1, 0, 4, 132, 16) == (1, 0)
-    assert _plan(1, 32, 0, 1, 132, 16) == (2, 0)
-    assert _plan(1, 32, 0, 1, 132, 8) == (4, 0)
-    assert _plan(1000, 10000, 132, 4, 132, 16)[0] <= 4
+    assert choose(4, 0, 132, 4, 132, 16) == (1, 1)
+    assert choose(4, 1, 0, 4, 132, 16) == (1, 0)
+    assert choose(1, 32, 0, 1, 132, 16) == (2, 0)
+    assert choose(1, 32, 0, 1, 132, 8) == (4, 0)
+    assert choose(1000, 10000, 132, 4, 132, 16)[0] <= 4
 
 
 def test_windows_share_blocks_where_all_blocks_run_at_once_then():
-    assert _plan(4, 2048, 132, 6, 132, 8) == (32, 1)
-    assert _plan(8, 2048, 132, 4, 132, 16) == (16, 2)
-    assert _waits(8, 4, 16, 2, 132)
-    assert not _waits(8, 4, 16, 1, 132)
-    assert _plan(8, 2048, 0, 4, 132, 16) == (16, 0)
+    assert choose(4, 2048, 132, 6, 132, 8) == (32, 1)
+    assert choose(8, 2048, 132, 4, 132, 16) == (16, 2)
+    assert waits(8, 4, 16, 2, 132)
+    assert not waits(8, 4, 16, 1, 132)
+    assert choose(8, 2048, 0, 4, 132, 16) == (16, 0)
     # Where they do not, idle multiprocessors take one window after the other.
-    assert _plan(64, 2048, 132, 4, 132, 16) == (2, 1)
+    assert choose(64, 2048, 132, 4, 132, 16) == (2, 1)
     # Nor where a block would have to serve many.
-    assert _plan(32, 2048, 132, 4, 132, 16)[1] == 1
+    assert choose(32, 2048, 132, 4, 132, 16)[1] == 1
     # A window as long as the packed tokens has a block of its own.
-    assert _plan(8, 2048, 32768, 4, 132, 16)[1] == 1
+    assert choose(8, 2048, 32768, 4, 132, 16)[1] == 1
 
 
 @pytest.mark.parametrize("d", [64, 128, 256])

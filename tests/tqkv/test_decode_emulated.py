@@ -17,7 +17,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 from packed import random_problem  # noqa: E402
-from tqkv.kernels import decode, reference  # noqa: E402
+from tqkv.kernels import decode, reference, schedule  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("g++") is None, reason="needs Linux and g++ with C++20"
@@ -150,9 +150,9 @@ def test_queries_that_are_given_in_the_basis_of_the_keys(d):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("plan", [(1, 2), (1, 3), (2, 4), (3, 1)])
-def test_blocks_that_serve_several_windows(plan, dtype, monkeypatch):
-    monkeypatch.setattr(decode, "_plan", lambda *_: plan)
+@pytest.mark.parametrize("chosen", [(1, 2), (1, 3), (2, 4), (3, 1)])
+def test_blocks_that_serve_several_windows(chosen, dtype, monkeypatch):
+    monkeypatch.setattr(schedule, "choose", lambda *_: chosen)
     for heads, patient in ((6, 100), (2, 6)):  # multiprocessors; fewer than blocks, then enough
         monkeypatch.setattr(decode, "_multiprocessors", lambda _, n=patient: n)
         arguments, keywords = random_problem(2, heads, 2, 1, 64, [40, 80], extra=20, dtype=dtype)

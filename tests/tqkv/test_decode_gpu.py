@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from packed import moved, random_problem
-from tqkv.kernels import decode, reference
+from tqkv.kernels import decode, reference, schedule
 from tqkv.kernels.decode import PackedStates, decode_attention
 
 pytestmark = pytest.mark.gpu
@@ -183,9 +183,9 @@ def test_blocks_that_do_not_wait_leave_their_query_to_the_last(heads, monkeypatc
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 2e-3), (torch.bfloat16, 6e-3)])
-@pytest.mark.parametrize("plan", [(1, 2), (4, 3), (5, 16), (16, 2), (30, 8)])
-def test_blocks_that_serve_several_windows(plan, dtype, bound, monkeypatch):
-    monkeypatch.setattr(decode, "_plan", lambda *_: plan)
+@pytest.mark.parametrize("chosen", [(1, 2), (4, 3), (5, 16), (16, 2), (30, 8)])
+def test_blocks_that_serve_several_windows(chosen, dtype, bound, monkeypatch):
+    monkeypatch.setattr(schedule, "choose", lambda *_: chosen)
     for batch, d in ((1, 128), (3, 256), (9, 64)):
         problem = on_gpu(*random_problem(batch, 16, 4, 1, d, [900] * batch, extra=140, dtype=dtype))
         truth = reference.decode_attention(problem[0][0].float(), *problem[0][1:], **problem[1])

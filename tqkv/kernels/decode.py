@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -14,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from tqcore.config import CHAIN_RATES
 from tqcore.gpu.rtc import Kernel, capture_id, compile_module
+from tqkv.kernels import schedule
 from tqkv.layout import PackedLayout
 from tqkv.tables import ByteTables
 
@@ -21,11 +21,6 @@ __all__ = ["PackedStates", "decode_attention"]
 
 _QUERIES = 8  # of a block, or 4 where a head has no more: the n side of the matrix instruction has 8 columns
 _ROUNDS = 3  # of a rotation, at most
-_LONG = 100  # tiles a multiprocessor from which a block of more warps pays
-_IN_FLIGHT = 5  # partial results that are read at a time
-# Times in tiles: of a block's start and end, of reading partial results, of blocks that do not wait for each other.
-_FIXED, _BATCH, _APART = 45, 2, 12
-_WINDOWS = 4  # that a block serves, at most
 _NUMBERS, _PAIRS = 1 << 20, 1024  # that a scratch has room for: partial results and counters
 _SPARES = 2  # scratches for graphs that are still to be captured
 _PATIENCE = 50_000  # cycles that a block waits for the others, some 30 microseconds
@@ -163,11 +158,11 @@ def decode_attention(
     blocks = kv_heads * -(-group * new // queries)
     pairs = batch * blocks
     multiprocessors = _multiprocessors(q.device)
-    warps = _warps(head_dim, pairs * tiles / multiprocessors)
+    warps = schedule.warps(head_dim, pairs * tiles / multiprocessors)
     finished = min(group * new, queries)
-    splits, windows = _plan(pairs, tiles, extra, finished, multiprocessors, warps)
+    splits, windows = schedule.choose(pairs, tiles, extra, finished, multiprocessors, warps)
     parts = splits + (windows > 0)
-    patience = _PATIENCE if _waits(pairs, finished, splits, windows, multiprocessors) else 0
+    patience = _PATIENCE if schedule.waits(pairs, finished, splits, windows, multiprocessors) else 0
     sums, scalars, counters = _scratch(pairs * parts * queries * head_dim, pairs, q.device)
     rounds = (0 if key_queries is not None else len(keys.signs), len(values.signs))
     tensors = {
@@ -289,62 +284,6 @@ def _in_pieces(states: torch.Tensor) -> bool:
     """Whether states [..., head_dim] may be read in pieces of 16 bytes."""
     size, strides = states.element_size(), states.stride()
     return strides[-1] == 1 and all(n * size % 16 == 0 for n in (states.storage_offset(), *strides[:-1]))
-
-
-def _warps(head_dim: int, tiles: float) -> int:
-    """Warps of a block, for as many tiles a multiprocessor: fewer start and end sooner, more wait less in between."""
-    if head_dim <= 128:
-        return 16 if tiles > _LONG / 2 else 8
-    return 12 if tiles > _LONG else 8
-
-
-def _waits(pairs: int, finished: int, splits: int, windows: int, multiprocessors: int) -> bool:
-    """Whether blocks may wait for each other: all run at once, and of a row one is there to finish every query."""
-    blocks = pairs * splits + (-(-pairs // windows) if windows else 0)
-    return blocks <= multiprocessors and splits + (windows == 1) >= finished
-
-
-@lru_cache(maxsize=1024)
-def _plan(
-    pairs: int, tiles: int, extra: int, finished: int, multiprocessors: int, warps: int
-) -> tuple[int, int]:
-    """Parts of the packed tokens of each of `pairs` query blocks of `tiles` tiles, and windows that a block serves.
-
-    A query block has `finished` queries. A window is the `extra` tokens in full precision of one; with none, no block
-    serves any. The choice is what should end soonest. A multiprocessor runs a block at a time. Blocks that serve
-    windows come last: they fill what the last turn leaves idle, and take one more turn where that does not suffice.
-    More than one window a block is for blocks that may wait for each other then, and a few windows only: a block whose
-    place is taken by another kernel comes late.
-    """
-    steps = warps  # tiles at a time: two a pair of warps
-    most = max(1, min(-(-tiles // steps), -(-4 * multiprocessors // pairs)))
-    window = _FIXED + extra // 16
-
-    def cost(splits: int, windows: int) -> tuple[int, int, int]:
-        each = -(-tiles // (splits * steps)) * steps + _FIXED
-        turns = -(-pairs * splits // multiprocessors)
-        time = turns * each
-        if windows:
-            blocks, serving = -(-pairs // windows), windows * window
-            idle = turns * multiprocessors - pairs * splits
-            late = max(0, blocks - each // serving * idle)
-            ends = [time + -(-late // multiprocessors) * serving]
-            if idle:
-                ends.append(time - each + -(-blocks // idle) * serving)
-            time = max(time, min(ends))
-        if not _waits(pairs, finished, splits, windows, multiprocessors):
-            time += _APART
-        return time + -(-(splits + (windows > 0)) // _IN_FLIGHT) * _BATCH, splits, windows
-
-    def choices() -> Iterator[tuple[int, int]]:
-        for splits in range(1, most + 1):
-            yield splits, int(extra > 0)
-            idle = multiprocessors - pairs * splits
-            windows = -(-pairs // idle) if extra and idle > 0 else 1
-            if 1 < windows <= _WINDOWS and _waits(pairs, finished, splits, windows, multiprocessors):
-                yield splits, windows
-
-    return min(cost(*choice) for choice in choices())[1:]
 
 
 @lru_cache(maxsize=16)
