@@ -93,6 +93,13 @@ struct Kernels {
     // acc [n_blocks][n_queries][16] = weighted table sums of blocks [n_blocks][words][16].
     void (*scan)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,
                  int32_t* acc);
+    // Null, or the same for tables of one weight and at most kWindow words: sums [n_blocks][n_queries][16] without the
+    // weight, and masks [n_queries][n_blocks] at a stride, whose bit i says whether row i's sum is at least its query's.
+    void (*scan_narrow)(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,
+                        const uint16_t* least, uint16_t* sums, uint16_t* masks, ptrdiff_t masks_stride);
+    // The rows of n_blocks blocks whose bits are set, as 16 * b + i, in order; returns how many. Masks count as far as a
+    // multiple of four blocks, and up to two places past the last row are written.
+    int (*list_rows)(const uint16_t* masks, int n_blocks, uint32_t* rows);
     // Bit i of masks[b]: row i of block b can still reach the threshold. acc of one query at a stride.
     void (*reachable)(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds*, const float* a,
                       const float* squared_norms, uint16_t* masks);

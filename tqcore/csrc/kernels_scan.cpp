@@ -119,10 +119,10 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 // without which lines come at half of the speed, of long ones in the order of use, where each block is a stream.
 constexpr ptrdiff_t kAhead = 192 * kLanes, kLongBlock = 64 * kLanes;
 
-// The sums of a window times its weight: sum[0] of even rows and 256 times those of odd ones, sum[1] of odd ones.
-static inline __attribute__((always_inline)) void close_window(const __m256i* sum, uint32_t weight, bool first,
+// The sums of a window times its weight, from those of even rows and 256 times those of odd ones, and of odd ones.
+static inline __attribute__((always_inline)) void close_window(__m256i both, __m256i odd, uint32_t weight, bool first,
                                                                int32_t* acc) {
-    const __m256i odd = sum[1], even = _mm256_sub_epi16(sum[0], _mm256_slli_epi16(odd, 8));
+    const __m256i even = _mm256_sub_epi16(both, _mm256_slli_epi16(odd, 8));
     const __m128i o = _mm_add_epi16(_mm256_castsi256_si128(odd), _mm256_extracti128_si256(odd, 1));
     const __m128i e = _mm_add_epi16(_mm256_castsi256_si128(even), _mm256_extracti128_si256(even, 1));
     const __m256i w = _mm256_set1_epi32((int)(weight & 255));
@@ -135,11 +135,31 @@ static inline __attribute__((always_inline)) void close_window(const __m256i* su
     }
 }
 
+// The same of two windows without their weights, in 16 bits: the sums of sixteen rows of each and which of them reach its
+// least sum, the second's in the high half.
+static inline __attribute__((always_inline)) uint32_t close_pair(const __m256i* one, const __m256i* two, __m256i least,
+                                                                 uint16_t* of_one, uint16_t* of_two) {
+    const __m256i even_one = _mm256_sub_epi16(one[0], _mm256_slli_epi16(one[1], 8));
+    const __m256i even_two = _mm256_sub_epi16(two[0], _mm256_slli_epi16(two[1], 8));
+    const __m256i even = _mm256_add_epi16(_mm256_permute2x128_si256(even_one, even_two, 0x20),
+                                          _mm256_permute2x128_si256(even_one, even_two, 0x31));
+    const __m256i odd = _mm256_add_epi16(_mm256_permute2x128_si256(one[1], two[1], 0x20),
+                                         _mm256_permute2x128_si256(one[1], two[1], 0x31));
+    const __m256i low = _mm256_unpacklo_epi16(even, odd), high = _mm256_unpackhi_epi16(even, odd);
+    _mm_storeu_si128((__m128i*)of_one, _mm256_castsi256_si128(low));
+    _mm_storeu_si128((__m128i*)(of_one + 8), _mm256_castsi256_si128(high));
+    _mm_storeu_si128((__m128i*)of_two, _mm256_extracti128_si256(low, 1));
+    _mm_storeu_si128((__m128i*)(of_two + 8), _mm256_extracti128_si256(high, 1));
+    const __m256i pass_low = _mm256_cmpeq_epi16(_mm256_max_epu16(low, least), low);
+    const __m256i pass_high = _mm256_cmpeq_epi16(_mm256_max_epu16(high, least), high);
+    return (uint32_t)_mm256_movemask_epi8(_mm256_packs_epi16(pass_low, pass_high));
+}
+
 // Words [begin, end), at most a window, of NB blocks for NQ queries with all sums in registers.
-template <int NB, int NQ>
+template <int NB, int NQ, class Close>
 static inline __attribute__((always_inline)) void scan_window(const uint32_t* blocks, ptrdiff_t block_stride,
                                                               const QueryTables* queries, int begin, int end,
-                                                              int32_t* acc, ptrdiff_t acc_stride) {
+                                                              const Close& close) {
     const __m256i nibble = _mm256_set1_epi8(15);
     const ptrdiff_t ahead = NB * block_stride > kAhead ? NB * block_stride : kAhead;  // past the blocks being read
     const bool in_order = block_stride < kLongBlock;
@@ -150,26 +170,23 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
     for (int w = begin; w < end; ++w) {
 #pragma GCC unroll 2
         for (int pair = 0; pair < 2; ++pair) {
-            __m256i low[NB], high[NB];
+            // Blocks outside, so that what is shared by the queries, or the query's tables, stays in registers.
+            const ptrdiff_t at = (ptrdiff_t)w * 128 + 32 * pair;
 #pragma GCC unroll 4
             for (int b = 0; b < NB; ++b) {
                 const uint32_t* half_line = blocks + b * block_stride + (ptrdiff_t)w * kLanes + 8 * pair;
                 if (NQ == 1 && pair == 0)
                     _mm_prefetch((const char*)(blocks + ahead + w * word_step + b * block_step), _MM_HINT_T0);
                 const __m256i x = _mm256_loadu_si256((const __m256i*)half_line);
-                low[b] = _mm256_and_si256(x, nibble);
-                high[b] = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
-            }
+                const __m256i low = _mm256_and_si256(x, nibble);
+                const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
 #pragma GCC unroll 4
-            for (int q = 0; q < NQ; ++q) {
-                const uint8_t* lut = queries[q].lut + (ptrdiff_t)w * 128 + 32 * pair;
-                const __m256i of_low = _mm256_loadu_si256((const __m256i*)lut);
-                const __m256i of_high = _mm256_loadu_si256((const __m256i*)(lut + 64));
-#pragma GCC unroll 4
-                for (int b = 0; b < NB; ++b) {
+                for (int q = 0; q < NQ; ++q) {
+                    const __m256i of_low = _mm256_loadu_si256((const __m256i*)(queries[q].lut + at));
+                    const __m256i of_high = _mm256_loadu_si256((const __m256i*)(queries[q].lut + at + 64));
                     __m256i* s = sum[b * NQ + q];
-                    const __m256i both = _mm256_add_epi8(_mm256_shuffle_epi8(of_low, low[b]),
-                                                         _mm256_shuffle_epi8(of_high, high[b]));
+                    const __m256i both =
+                        _mm256_add_epi8(_mm256_shuffle_epi8(of_low, low), _mm256_shuffle_epi8(of_high, high));
                     s[0] = _mm256_add_epi16(s[0], both);
                     s[1] = _mm256_add_epi16(s[1], _mm256_srli_epi16(both, 8));
                     __asm__("" : "+x"(s[0]), "+x"(s[1]));  // GCC would add up both halves first and run out of registers
@@ -178,8 +195,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
         }
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < NB * NQ; ++i)
-        close_window(sum[i], queries[i % NQ].weights[begin], begin == 0, acc + (i / NQ) * acc_stride + i % NQ * kLanes);
+    for (int i = 0; i < NB * NQ; ++i) close(i, sum[i][0], sum[i][1]);
 }
 
 // The end of the window that begins at a word: weights stay the same for all queries, and sums fit 16 bits.
@@ -202,8 +218,11 @@ static void scan_queries(const uint32_t* blocks, int n_blocks, ptrdiff_t block_s
     const auto windows = [&]<int kBlocks>(int b) {
         for (int w = 0, i = 0, end; w < words; w = end, ++i) {
             end = i < n_windows ? ends[i] : window_end<NQ>(queries, w, words);
-            scan_window<kBlocks, NQ>(blocks + b * block_stride, block_stride, queries, w, end, acc + b * acc_stride,
-                                     acc_stride);
+            scan_window<kBlocks, NQ>(blocks + b * block_stride, block_stride, queries, w, end,
+                                     [&](int i, __m256i both, __m256i odd) __attribute__((always_inline)) {
+                                         close_window(both, odd, queries[i % NQ].weights[w], w == 0,
+                                                      acc + (b + i / NQ) * acc_stride + i % NQ * kLanes);
+                                     });
         }
     };
     int b = 0;
@@ -221,6 +240,56 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
                       : n_queries - q == 1 ? scan_queries<4, 1>
                                            : nullptr;
     if (rest) rest(blocks, n_blocks, block_stride, words, queries + q, acc + q * kLanes, stride);
+}
+
+// The sums of a window as they are. Not inline: with more around them GCC would keep them in memory all along.
+template <int NB, int NQ>
+static __attribute__((noinline)) void sum_window(const uint32_t* blocks, int words, const QueryTables* queries,
+                                                 __m256i (*sums)[2]) {
+    scan_window<NB, NQ>(blocks, (ptrdiff_t)words * kLanes, queries, 0, words,
+                        [=](int i, __m256i both, __m256i odd) __attribute__((always_inline)) {
+                            sums[i][0] = both;
+                            sums[i][1] = odd;
+                        });
+}
+
+template <int NB, int NQ>
+static void scan_narrow_queries(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries,
+                                const uint16_t* least, uint16_t* sums, ptrdiff_t stride, uint16_t* masks,
+                                ptrdiff_t masks_stride) {
+    // By twos; what is left over goes with itself.
+    const auto part = [&]<int kBlocks>(int b) {
+        constexpr int n = kBlocks * NQ;
+        __m256i window[n][2];
+        sum_window<kBlocks, NQ>(blocks + (ptrdiff_t)b * words * kLanes, words, queries, window);
+#pragma GCC unroll 4
+        for (int i = 0; i < n; i += 2) {
+            const int j = i + 1 < n ? i + 1 : i, of_i = i % NQ, of_j = j % NQ, block_i = b + i / NQ, block_j = b + j / NQ;
+            const uint32_t pass = close_pair(
+                window[i], window[j],
+                _mm256_setr_m128i(_mm_set1_epi16((short)least[of_i]), _mm_set1_epi16((short)least[of_j])),
+                sums + block_i * stride + of_i * kLanes, sums + block_j * stride + of_j * kLanes);
+            masks[of_i * masks_stride + block_i] = (uint16_t)pass;
+            masks[of_j * masks_stride + block_j] = (uint16_t)(pass >> 16);
+        }
+    };
+    int b = 0;
+    for (; b + NB <= n_blocks; b += NB) part.template operator()<NB>(b);
+    for (; NB > 1 && b < n_blocks; ++b) part.template operator()<1>(b);
+}
+
+void scan_narrow(const uint32_t* blocks, int n_blocks, int words, const QueryTables* queries, int n_queries,
+                 const uint16_t* least, uint16_t* sums, uint16_t* masks, ptrdiff_t masks_stride) {
+    const ptrdiff_t stride = (ptrdiff_t)n_queries * kLanes;
+    int q = 0;
+    const auto part = [&](auto* function) {
+        function(blocks, n_blocks, words, queries + q, least + q, sums + q * kLanes, stride, masks + q * masks_stride,
+                 masks_stride);
+    };
+    for (; q + 4 <= n_queries; q += 4) part(scan_narrow_queries<1, 4>);
+    if (n_queries - q == 3) part(scan_narrow_queries<1, 3>);
+    else if (n_queries - q == 2) part(scan_narrow_queries<2, 2>);
+    else if (n_queries - q == 1) part(scan_narrow_queries<4, 1>);
 }
 
 #elif defined(__ARM_NEON) && defined(__ARM_FEATURE_DOTPROD)
@@ -267,6 +336,28 @@ void scan(const uint32_t* blocks, int n_blocks, int words, const QueryTables* qu
 }
 
 #endif
+
+// Two rows of four blocks are written whether or not they are there, as each branch on them would be guessed wrong.
+int list_rows(const uint16_t* masks, int n_blocks, uint32_t* rows) {
+    const auto first = [](uint64_t bits) { return (uint32_t)__builtin_ctzll(bits | 1ull << 63); };
+    int n = 0;
+    for (int b = 0; b < n_blocks; b += 4) {
+        uint64_t bits;
+        memcpy(&bits, masks + b, sizeof(bits));
+        const uint32_t base = (uint32_t)b * kLanes;
+        const int count = __builtin_popcountll(bits);
+        rows[n] = base + first(bits);
+        bits &= bits - 1;
+        rows[n + 1] = base + first(bits);
+        if (count > 2)
+            for (int i = 2; i < count; ++i) {
+                bits &= bits - 1;
+                rows[n + i] = base + first(bits);
+            }
+        n += count;
+    }
+    return n;
+}
 
 void reachable(const int32_t* acc, ptrdiff_t stride, int n_blocks, const QueryBounds* q, const float* a,
                const float* squared_norms, uint16_t* masks) {

@@ -23,12 +23,16 @@ double dot(const float*, const float*, int);
 void pack_block(const uint8_t* const*, int, uint32_t*);
 void gather_block(const uint32_t*, const int64_t*, int, int, uint32_t*);
 void scan(const uint32_t*, int, int, const QueryTables*, int, int32_t*);
+void scan_narrow(const uint32_t*, int, int, const QueryTables*, int, const uint16_t*, uint16_t*, uint16_t*, ptrdiff_t);
+int list_rows(const uint16_t*, int, uint32_t*);
 void reachable(const int32_t*, ptrdiff_t, int, const QueryBounds*, const float*, const float*, uint16_t*);
 
 #if defined(__AVX2__) && !defined(__AVX512VBMI__)
 constexpr bool kByPlace = true;
+constexpr auto kScanNarrow = scan_narrow;
 #else
 constexpr bool kByPlace = false;
+constexpr decltype(Kernels::scan_narrow) kScanNarrow = nullptr;
 #endif
 
 #define TQ_NAME_(x) #x
@@ -36,6 +40,6 @@ constexpr bool kByPlace = false;
 const Kernels table = {TQ_NAME(TQ_LEVEL), kByPlace, pack_block, gather_block,  load_tile,    load_rotated,     store_tile,
                        rotate_tile,       rotate_row, chain_scratch, chain_encode, normalize_row,    chain_encode_row,
                        chain_decode,      scalar_encode, dot_tile,   chain_lut,    quantize_lut,     lut_scores,
-                       project,           dot,        scan,          reachable};
+                       project,           dot,        scan,          kScanNarrow,   list_rows,    reachable};
 
 }  // namespace tq::TQ_LEVEL

@@ -28,4 +28,10 @@ void Tables::build(const Code& code, const float* q, int head_words) {
     kernels()->quantize_lut(exact_.get(), slots, 8 * head_words, scratch.get(), bytes_.get(), weights_.get(), &bounds);
 }
 
+int Tables::weight(int words) const {
+    for (int w = 1; w < words; ++w)
+        if (weights_.get()[w] != weights_.get()[0]) return 0;
+    return words > 0 ? (int)(*weights_.get() & 255) : 0;
+}
+
 }  // namespace tq

@@ -13,6 +13,8 @@ public:
     void build(const Code& code, const float* q, int head_words);
     // From a word on.
     QueryTables view(int word = 0) const { return {bytes_.get() + (ptrdiff_t)word * 128, weights_.get() + word}; }
+    // The weight of the first so many words, or 0 if they have several.
+    int weight(int words) const;
     const double* exact() const { return exact_.get(); }
     QueryBounds bounds{};
 

@@ -30,7 +30,8 @@ void decode_scan(const Rows& rows, const Queries& queries, int64_t first, int co
                 const double s = scorer.of_decoded(row, queries.q + (first + i) * size);
                 // Rounded outwards: the exact score is compared again at the end.
                 const float upper = std::nextafter((float)s, INFINITY), lower = std::nextafter((float)s, -INFINITY);
-                if (upper >= sink.threshold(i)) sink.add(i, {upper, lower, row});
+                const Candidate c{upper, lower, row};
+                sink.add(i, &c, 1);
             }
         }
 }
@@ -57,9 +58,13 @@ struct Shares {
 
 struct TopSink : Sink {
     TopSink(int count, const Reservoir& empty) : Sink(count), kept(count, empty) {}
-    void add(int query, const Candidate& c) override {
-        kept[(size_t)query].add(c);
-        thresholds[(size_t)query] = kept[(size_t)query].threshold();
+    void add(int query, const Candidate* rows, int n) override {
+        Reservoir& own = kept[(size_t)query];
+        for (int i = 0; i < n; ++i)
+            if (rows[i].upper >= thresholds[(size_t)query]) {
+                own.add(rows[i]);
+                thresholds[(size_t)query] = own.threshold();
+            }
     }
     std::vector<Reservoir> kept;
 };
@@ -69,11 +74,15 @@ struct TopSink : Sink {
 struct SampleSink : Sink {
     SampleSink(int count, int64_t rank)
         : Sink(count), best((size_t)count, {-INFINITY, -INFINITY, 0}), kept((size_t)count, Reservoir(rank)) {}
-    void add(int query, const Candidate& c) override {
+    void add(int query, const Candidate* rows, int n) override {
         Candidate& b = best[(size_t)query];
-        const bool same = c.row / kLanes == b.row / kLanes;
-        if (!same) close(query);
-        if (!same || c.lower > b.lower) b = c;
+        for (int i = 0; i < n; ++i) {
+            const Candidate& c = rows[i];
+            if (c.upper < thresholds[(size_t)query]) continue;
+            const bool same = c.row / kLanes == b.row / kLanes;
+            if (!same) close(query);
+            if (!same || c.lower > b.lower) b = c;
+        }
     }
     // Takes a query's last block in and returns the least of the largest.
     float close(int query) {
@@ -87,7 +96,10 @@ struct SampleSink : Sink {
 
 struct RangeSink : Sink {
     explicit RangeSink(int count) : Sink(count), kept(count) {}
-    void add(int query, const Candidate& c) override { kept[(size_t)query].push_back(c.row); }
+    void add(int query, const Candidate* rows, int n) override {
+        for (int i = 0; i < n; ++i)
+            if (rows[i].upper >= thresholds[(size_t)query]) kept[(size_t)query].push_back(rows[i].row);
+    }
     std::vector<std::vector<int64_t>> kept;
 };
 

@@ -33,7 +33,8 @@ inline uint32_t block_mask(const Rows& r, int64_t block) {
 struct Sink {
     explicit Sink(int count) : thresholds(count, -INFINITY) {}
     virtual ~Sink() = default;
-    virtual void add(int query, const Candidate& c) = 0;
+    // Of n rows those that reach the threshold.
+    virtual void add(int query, const Candidate* rows, int n) = 0;
     float threshold(int query) const { return thresholds[(size_t)query]; }
     std::vector<float> thresholds;
 };
@@ -56,9 +57,16 @@ public:
         }
         const int64_t fit = (int64_t)(kChunkBytes / ((size_t)words_ * 64));
         chunk_ = std::max<int64_t>(kFirstChunk, std::min<int64_t>(256, fit / 4 * 4));
-        acc_ = Aligned<int32_t>((size_t)chunk_ * kLanes * (size_t)std::min(kTile, count));
-        pass_.assign((size_t)chunk_ + 3, 0);
-        if (!rows.scale) same_.assign((size_t)chunk_ * kLanes, rows.same_scale);
+        narrow_ = kernels()->scan_narrow && !rows.scale && !rows.squared_norm && words_ <= kWindow;
+        for (const Tables& t : tables_) {
+            weights_.push_back(t.weight(words_));
+            narrow_ = narrow_ && weights_.back() > 0;
+        }
+        if (narrow_) sums_ = Aligned<uint16_t>(tile_size());
+        else acc_ = Aligned<int32_t>(tile_size());
+        pass_.assign((size_t)(kTile * masks_stride()), 0);
+        listed_.resize((size_t)chunk_ * kLanes + 2);
+        if (!rows.scale) same_.assign((size_t)(narrow_ ? 1 : chunk_) * kLanes, rows.same_scale);
     }
 
     const double* exact(int query) const { return tables_[(size_t)query].exact(); }
@@ -122,10 +130,14 @@ public:
     }
 
 private:
+    size_t tile_size() const { return (size_t)chunk_ * kLanes * (size_t)std::min(kTile, count_); }
+    ptrdiff_t masks_stride() const { return chunk_ + 3; }
+    QueryBounds& bounds(int query) { return staged_ ? heads_[(size_t)query] : tables_[query].bounds; }
+
     // Whether what is scanned is what the stored blocks hold; otherwise it is copied.
     bool in_place() const { return rows_.blocks && (staged_ || !rows_.code->head_words); }
 
-    // Scales of the rows from one on, up to a chunk of them.
+    // Scales of the rows from one on, up to a chunk of them; of a block where they are the same and sums are narrow.
     const float* scales(int64_t row) const { return rows_.scale ? rows_.scale + row : same_.data(); }
 
     // What is scanned of blocks [begin, end).
@@ -246,8 +258,8 @@ private:
 
     void scan_run(const uint32_t* blocks, int64_t first_block, int n_blocks, const uint16_t* allowed, Sink& sink) {
         // A block's scales are one cache line, wanted once its codes are summed.
-        for (int b = 0; b < n_blocks; ++b)
-            __builtin_prefetch(scales(std::min((first_block + b) * kLanes, rows_.n - 1)), 0, 2);
+        for (int b = 0; b < n_blocks && rows_.scale; ++b)
+            __builtin_prefetch(rows_.scale + std::min((first_block + b) * kLanes, rows_.n - 1), 0, 2);
         const int64_t row = first_block * kLanes, last = (first_block + n_blocks - 1) * kLanes;
         const float* norms = rows_.squared_norm;
         Run run{blocks, n_blocks, scales(row), norms ? norms + row : nullptr, allowed, row, nullptr};
@@ -272,45 +284,82 @@ private:
 
     // Scans the blocks of a run; `tail`, if given, is its last block again, with its own scales and norms.
     void scan(const Run& run, const Run* tail, Sink& sink) {
-        Run head = run;
-        head.n_blocks -= tail != nullptr;
+        if (run.n_blocks == 0) return;
         for (int t = 0; t < count_; t += kTile) {
             const int n = std::min(kTile, count_ - t);
             QueryTables views[kTile];
-            for (int i = 0; i < n; ++i) views[i] = tables_[t + i].view();
-            kernels()->scan(run.blocks, run.n_blocks, words_, views, n, acc_.get());
             for (int i = 0; i < n; ++i) {
-                select(t + i, acc_.get() + i * kLanes, n * kLanes, head, sink);
-                const ptrdiff_t end = ((ptrdiff_t)head.n_blocks * n + i) * kLanes;
-                if (tail) select(t + i, acc_.get() + end, n * kLanes, *tail, sink);
+                views[i] = tables_[t + i].view();
+                bounds(t + i).threshold = sink.threshold(t + i);
             }
+            if (narrow_) scan_narrow(run, tail, t, n, views, sink);
+            else scan_wide(run, tail, t, n, views, sink);
         }
     }
 
-    void select(int query, const int32_t* acc, ptrdiff_t stride, const Run& run, Sink& sink) {
-        const int n_blocks = run.n_blocks;
-        if (n_blocks == 0) return;
-        QueryBounds& q = staged_ ? heads_[(size_t)query] : tables_[query].bounds;
-        q.threshold = sink.threshold(query);
-        kernels()->reachable(acc, stride, n_blocks, &q, run.scale, run.norms, pass_.data());
-        for (int b = n_blocks; b % 4; ++b) pass_[(size_t)b] = 0;
-        for (int four = 0; four < n_blocks; four += 4) {
-            uint64_t any;
-            std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
-            if (!any) continue;
-            if (run.allowed) {
-                for (int b = four; b < std::min(four + 4, n_blocks); ++b) pass_[(size_t)b] &= run.allowed[b];
-                std::memcpy(&any, &pass_[(size_t)four], sizeof(any));
-            }
-            // Row by row, whatever the block: what passes is rare, and each branch on it is guessed wrong.
-            for (; any; any &= any - 1) {
-                const int bit = __builtin_ctzll(any), lane = bit % kLanes, b = four + bit / kLanes;
-                const int at = four * kLanes + bit;
-                const Row row{run.numbers ? run.numbers[at] : run.first + at, acc[b * stride + lane], run.scale[at],
-                              run.norms ? run.norms[at] : 0.0f};
-                if (staged_) wait(query, row, sink);
-                else add(query, row, sink);
-            }
+    void scan_wide(const Run& run, const Run* tail, int t, int n, const QueryTables* views, Sink& sink) {
+        Run head = run;
+        head.n_blocks -= tail != nullptr;
+        kernels()->scan(run.blocks, run.n_blocks, words_, views, n, acc_.get());
+        const auto select = [&](int i, const Run& part, const int32_t* acc) {
+            if (part.n_blocks == 0) return;
+            kernels()->reachable(acc, n * kLanes, part.n_blocks, &bounds(t + i), part.scale, part.norms, pass_.data());
+            take(t + i, part, pass_.data(), sink, [=](int b, int lane) { return acc[b * n * kLanes + lane]; });
+        };
+        for (int i = 0; i < n; ++i) {
+            const int32_t* acc = acc_.get() + i * kLanes;
+            select(i, head, acc);
+            if (tail) select(i, *tail, acc + (ptrdiff_t)head.n_blocks * n * kLanes);
+        }
+    }
+
+    // The least sum, without its weight, with which a row can reach a query's threshold.
+    uint16_t least_sum(int query) {
+        const QueryBounds& q = bounds(query);
+        if (!(q.threshold > -INFINITY)) return 0;
+        const double step = (double)q.delta * weights_[(size_t)query];
+        // The bounds have slack for float32 arithmetic, far more than double loses here.
+        const double sum = std::ceil(((double)q.threshold / rows_.same_scale - ((double)q.base + (double)q.error)) / step);
+        return (uint16_t)std::clamp(sum, 0.0, (double)UINT16_MAX);
+    }
+
+    // By sums of 16 bits, which are compared as they are: where rows have no scale, a query has one limit for all.
+    void scan_narrow(const Run& run, const Run* tail, int t, int n, const QueryTables* views, Sink& sink) {
+        uint16_t least[kTile];
+        for (int i = 0; i < n; ++i) least[i] = least_sum(t + i);
+        kernels()->scan_narrow(run.blocks, run.n_blocks, words_, views, n, least, sums_.get(), pass_.data(),
+                               masks_stride());
+        for (int i = 0; i < n; ++i) {
+            uint16_t* masks = pass_.data() + i * masks_stride();
+            if (tail) masks[run.n_blocks - 1] &= *tail->allowed;
+            const uint16_t* sums = sums_.get() + i * kLanes;
+            const int weight = weights_[(size_t)(t + i)];
+            take(t + i, run, masks, sink, [=](int b, int lane) { return weight * (int)sums[b * n * kLanes + lane]; });
+        }
+    }
+
+    // Hands on the allowed rows of masks, which are zeroed up to a multiple of four blocks.
+    template <class Sum>
+    void take(int query, const Run& run, uint16_t* masks, Sink& sink, const Sum& sum) {
+        for (int b = run.n_blocks; b % 4; ++b) masks[b] = 0;
+        if (run.allowed)
+            for (int b = 0; b < run.n_blocks; ++b) masks[b] &= run.allowed[b];
+        const int n = kernels()->list_rows(masks, run.n_blocks, listed_.data());
+        const auto row_at = [&](int i) {
+            const uint32_t at = listed_[(size_t)i];
+            return Row{run.numbers ? run.numbers[at] : run.first + at, sum((int)(at / kLanes), (int)(at % kLanes)),
+                       rows_.scale ? run.scale[at] : rows_.same_scale, run.norms ? run.norms[at] : 0.0f};
+        };
+        if (staged_) {
+            for (int i = 0; i < n; ++i) wait(query, row_at(i), sink);
+            return;
+        }
+        const QueryBounds q = tables_[(size_t)query].bounds;
+        Candidate found[kLanes];
+        for (int i = 0; i < n; i += kLanes) {
+            const int count = std::min(kLanes, n - i);
+            for (int f = 0; f < count; ++f) found[f] = candidate(q, row_at(i + f));
+            sink.add(query, found, count);
         }
     }
 
@@ -367,20 +416,19 @@ private:
         const QueryTables rest = tables_[(size_t)query].view(words_);
         int32_t more[kLanes];
         kernels()->scan(tails_.get(), 1, words, &rest, 1, more);
+        Candidate found[kLanes];
         for (int i = 0; i < w.n; ++i) {
             w.rows[i].acc += more[i];
-            add(query, w.rows[i], sink);
+            found[i] = candidate(tables_[(size_t)query].bounds, w.rows[i]);
         }
+        sink.add(query, found, w.n);
         w.n = 0;
     }
 
-    void add(int query, const Row& row, Sink& sink) {
-        const QueryBounds& q = tables_[query].bounds;
-        const float upper = upper_bound(q, row);
-        if (upper < sink.threshold(query)) return;
+    Candidate candidate(const QueryBounds& q, const Row& row) const {
         const float dot = (float)row.acc * q.delta;
-        sink.add(query, {upper, row.scale * (dot + (q.base - q.error)) - row.norm * (float)(0.5 * (1.0 + kNormRounding)),
-                         row.number});
+        return {upper_bound(q, row),
+                row.scale * (dot + (q.base - q.error)) - row.norm * (float)(0.5 * (1.0 + kNormRounding)), row.number};
     }
 
     const Rows& rows_;
@@ -388,14 +436,19 @@ private:
     int words_, count_;                               // that are scanned of all rows; queries
     int64_t chunk_;
     bool ran_ = false;
+    bool narrow_;                                     // sums are compared in 16 bits
     std::vector<Tables> tables_;
+    std::vector<int> weights_;                        // of the queries' words, or 0 where they have several
     std::vector<QueryBounds> heads_;                  // of the queries, from the first words
     std::vector<Waiting> waiting_;                    // of the queries
     Aligned<uint32_t> tails_;                         // what is left of rows that wait, in lines
     std::vector<uint32_t> scratch_;                   // blocks that are not scanned in place
     std::vector<uint8_t> row_;
     Aligned<int32_t> acc_;                            // of a chunk, for the queries of a tile
-    std::vector<uint16_t> allowed_, pass_;            // of the blocks of a chunk
+    Aligned<uint16_t> sums_;                          // the same where they are narrow
+    std::vector<uint16_t> pass_;                      // of the blocks of a chunk, for the queries of a tile
+    std::vector<uint32_t> listed_;                    // rows of a chunk that passed
+    std::vector<uint16_t> allowed_;                   // of the blocks of a chunk
     std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own
     std::vector<uint32_t> copies_;                    // those blocks, and what belongs to them
     std::vector<float> scales_, norms_;
