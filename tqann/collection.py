@@ -31,7 +31,6 @@ class Collection:
         Of as many vectors as `storage` holds.
     """
 
-    pads = False  # whether `search` takes any k and any number of queries
     device = "cpu"
     finer: Quantizer | None = None  # of a second code, which results are ordered by
 
@@ -43,6 +42,7 @@ class Collection:
             quantizer.code_size, quantizer.n_scalars, quantizer.core.head_size
         )
         self.id_map = id_map or IdMap()
+        self._rows: scan.Rows | None = None  # of the vectors as they are
 
     def __len__(self) -> int:
         return self.storage.n
@@ -109,7 +109,7 @@ class Collection:
 
     def check_queries(self, x: Any, name: str) -> Any:
         """Return queries as `check` does."""
-        return self.check(x, name)
+        return check_vectors(x, name, self.quantizer.d)
 
     def host(self, x: Any) -> np.ndarray:
         """Return checked vectors as a NumPy array."""
@@ -155,6 +155,7 @@ class Collection:
         """Remove sorted unique `positions`; the last vectors move into the gaps."""
         if not len(positions):
             return
+        self._rows = None
         holes, movers = removal_moves(len(self), positions)
         self.storage.remove(holes, movers, len(self) - len(positions))
         self.id_map.remove(positions, holes, movers)
@@ -171,37 +172,32 @@ class Collection:
         """Return the vectors at `positions` as float32 [m, d]."""
         return self.quantizer.decode(self.storage.rows(positions), self.storage.scalars_at(positions))
 
-    def search(self, queries: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Return D and I of `scan.search`; options are metric, mask, threads and deviations."""
-        storage = self.storage
-        return scan.search(
-            self.quantizer,
-            storage.codes,
-            storage.scalars,
-            queries,
-            k,
-            n=storage.n,
-            ids=self.id_map.stored,
-            tails=storage.tails,
-            **options,
-        )
+    def search(
+        self, queries: np.ndarray, k: int, metric: str, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return D and I of `scan.search`; options are mask, threads and deviations."""
+        return self._searched(metric).search(queries, k, **options)
 
     def range_search(
-        self, queries: np.ndarray, radius: float, **options: Any
+        self, queries: np.ndarray, radius: float, metric: str, **options: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return lims, D and I of `scan.range_search`, which knows no deviations; options as for `search`."""
         options.pop("deviations", None)
-        storage = self.storage
-        return scan.range_search(
-            self.quantizer,
-            storage.codes,
-            storage.scalars,
-            queries,
-            radius,
-            tails=storage.tails,
-            **self._range(),
-            **options,
-        )
+        return self._searched(metric).range_search(queries, radius, **options)
+
+    def _searched(self, metric: str) -> scan.Rows:
+        # Made anew after a change only: it takes some microseconds.
+        if self._rows is None:
+            storage = self.storage
+            self._rows = scan.Rows(
+                self.quantizer,
+                storage.codes,
+                storage.scalars,
+                metric=metric,
+                tails=storage.tails,
+                **self._range(),
+            )
+        return self._rows
 
     def _range(self) -> dict[str, Any]:
         return {"n": len(self), "ids": self.id_map.stored}
@@ -209,6 +205,7 @@ class Collection:
     def _append(
         self, count: int, encoded: Iterator[tuple[np.ndarray, np.ndarray]], ids: np.ndarray | None
     ) -> None:
+        self._rows = None  # it holds arrays that grow
         start = len(self)
         self.storage.reserve(start + count)
         for codes, scalars in encoded:

@@ -66,8 +66,6 @@ class DeviceCollection(Collection):
         For a code that the device does not search.
     """
 
-    pads = True
-
     def __init__(
         self, quantizer: Quantizer, device: str, id_map: IdMap | None = None, store: Any = None
     ) -> None:
@@ -138,15 +136,13 @@ class DeviceCollection(Collection):
         """Return the vectors at `positions` as float32 [m, d] on the host."""
         return self._store.decode(_listed(positions))
 
-    def search(self, queries: Any, k: int, **options: Any) -> tuple[Any, Any]:
+    def search(self, queries: Any, k: int, metric: str, **options: Any) -> tuple[Any, Any]:
         """Return D and I, padded where fewer than k vectors are left."""
-        return self._store.search(queries, k, options["metric"], options["mask"], self._device_ids())
+        return self._store.search(queries, k, metric, options["mask"], self._device_ids())
 
-    def range_search(self, queries: Any, radius: float, **options: Any) -> tuple[Any, Any, Any]:
+    def range_search(self, queries: Any, radius: float, metric: str, **options: Any) -> tuple[Any, Any, Any]:
         """Return lims, D and I."""
-        return self._store.range_search(
-            queries, radius, options["metric"], options["mask"], self._device_ids()
-        )
+        return self._store.range_search(queries, radius, metric, options["mask"], self._device_ids())
 
     def _device_ids(self) -> Any:
         if self.id_map.stored is not None and self._ids is None:

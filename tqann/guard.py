@@ -42,26 +42,42 @@ class Guard:
 
         Raises RuntimeError in a process forked while another thread was changing what is guarded.
         """
-        me = get_ident()
-        with self._lock:
-            depth = self._readers.get(me, 0)
-            if not depth:
-                if self._writer != me and (self._writer is not None or self._waiting):
-                    self._wait_to_read()
-                self._check_whole()
-            self._readers[me] = depth + 1
+        # Without the lock where nobody changes anything. A reader is entered before it looks for writers, a writer is
+        # counted before it looks for readers, so that never both miss the other.
+        me, readers = get_ident(), self._readers
+        depth = readers.get(me, 0)
+        readers[me] = depth + 1
+        if not depth and (self._writer is not None or self._waiting or self._torn):
+            self._start_slowly(me)
 
     def stop_reading(self) -> None:
         """Give back what `start_reading` took."""
-        me = get_ident()
-        with self._lock:
-            depth = self._readers[me] - 1
-            if depth:
-                self._readers[me] = depth
-                return
-            del self._readers[me]
-            if self._waiting:
+        me, readers = get_ident(), self._readers
+        depth = readers[me] - 1
+        if depth:
+            readers[me] = depth
+            return
+        del readers[me]
+        if self._waiting:
+            with self._lock:
                 self._free.notify_all()
+
+    def _start_slowly(self, me: int) -> None:
+        if self._writer == me:
+            return
+        try:
+            with self._lock:
+                del self._readers[me]
+                self._free.notify_all()  # a writer may have seen it
+                if self._writer is not None or self._waiting:
+                    self._wait_to_read()
+                self._check_whole()
+                self._readers[me] = 1
+        except BaseException:
+            self._readers.pop(me, None)
+            with self._lock:
+                self._free.notify_all()
+            raise
 
     def _wait_to_read(self) -> None:
         came = self._changes
@@ -87,22 +103,18 @@ class Guard:
             if self._writer != me:
                 if me in self._readers:
                     raise RuntimeError("an index must not be changed from within its own search or filter")
-                if self._writer is not None or self._readers or self._owed:
-                    self._wait_to_change()
-                self._check_whole()
-            self._writer = me
+                self._waiting += 1
+                try:
+                    while self._writer is not None or self._readers or self._owed:
+                        self._free.wait()
+                    self._check_whole()
+                    self._writer = me
+                except BaseException:
+                    self._free.notify_all()
+                    raise
+                finally:
+                    self._waiting -= 1
             self._depth += 1
-
-    def _wait_to_change(self) -> None:
-        self._waiting += 1
-        try:
-            while self._writer is not None or self._readers or self._owed:
-                self._free.wait()
-        except BaseException:
-            self._free.notify_all()
-            raise
-        finally:
-            self._waiting -= 1
 
     def stop_changing(self) -> None:
         """Give back what `start_changing` took."""
@@ -192,7 +204,7 @@ def reading(method: F) -> F:
 
     @functools.wraps(method)
     def read(self: Any, *args: Any, **kwargs: Any) -> Any:
-        guard = guard_of(self)
+        guard = self.__dict__.get("_guard") or guard_of(self)
         guard.start_reading()
         try:
             return method(self, *args, **kwargs)

@@ -27,8 +27,6 @@ from .planning import PLANS, Planner
 
 __all__ = ["METRIC_INNER_PRODUCT", "METRIC_L2", "TurboQuantIndex"]
 
-_FLOAT32_MAX = np.finfo(np.float32).max
-
 
 @guarded(
     reads="search range_search search_and_reconstruct assign reconstruct reconstruct_n reconstruct_batch ids nbytes "
@@ -213,16 +211,9 @@ class TurboQuantIndex(IndexBase):
         vectors = self._vectors
         queries = vectors.check_queries(x, "x")
         k = check_integer(k, "k", 1)
-        options = self._options(params)
-        found = min(k, len(vectors))
-        if vectors.pads or (found == k and len(queries)):
-            return vectors.search(queries, k, **options)
-        worst = _FLOAT32_MAX if self._metric == "l2" else -_FLOAT32_MAX
-        distances = np.full((len(queries), k), worst, dtype=np.float32)
-        labels = np.full((len(queries), k), -1, dtype=np.int64)
-        if found and len(queries):
-            distances[:, :found], labels[:, :found] = vectors.search(queries, found, **options)
-        return distances, labels
+        if params is None:
+            return vectors.search(queries, k, self._metric, mask=None, threads=self.threads)
+        return vectors.search(queries, k, **self._options(params))
 
     def range_search(
         self, x: Any, radius: float, *, params: Any = None
@@ -248,8 +239,6 @@ class TurboQuantIndex(IndexBase):
         queries = self._vectors.check_queries(x, "x")
         radius = check_radius(radius)
         options = self._options(params)
-        if not self._vectors.pads and (not len(queries) or not self.ntotal):
-            return np.zeros(len(queries) + 1, np.uint64), np.zeros(0, np.float32), np.zeros(0, np.int64)
         lims, distances, labels = self._vectors.range_search(queries, radius, **options)
         return lims.astype(np.uint64) if isinstance(lims, np.ndarray) else lims, distances, labels
 

@@ -174,10 +174,12 @@ class RefinedCollection(Collection):
         second = self._pair.second
         return self._finer.decode(second.rows(positions), second.scalars_at(positions))
 
-    def search(self, queries: np.ndarray, k: int, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, queries: np.ndarray, k: int, metric: str, **options: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Return D and I: the k best by the finer code of `refine_factor` k candidates by the first one.
 
-        Options are metric, mask, threads and refine_factor (None for that of the collection).
+        Options are mask, threads and refine_factor (None for that of the collection).
         """
         factor = options.pop("refine_factor", None) or self._refine_factor
         first = self._pair.first
@@ -186,20 +188,25 @@ class RefinedCollection(Collection):
             first.codes,
             first.scalars,
             queries,
-            min(factor * k, len(self)),
+            max(1, min(factor * k, len(self))),
             positions=True,
+            metric=metric,
             **self._range(),
             **options,
         )[1]
         del options["mask"]  # candidates have passed it
-        return scan.rescore(*self._finer_codes(), queries, candidates, k, **self._range(), **options)
+        return scan.rescore(
+            *self._finer_codes(), queries, candidates, k, metric=metric, **self._range(), **options
+        )
 
     def range_search(
-        self, queries: np.ndarray, radius: float, **options: Any
+        self, queries: np.ndarray, radius: float, metric: str, **options: Any
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return lims, D and I of a scan of the finer code alone."""
         options.pop("refine_factor", None)
-        return scan.range_search(*self._finer_codes(), queries, radius, **self._range(), **options)
+        return scan.range_search(
+            *self._finer_codes(), queries, radius, metric=metric, **self._range(), **options
+        )
 
     def _finer_codes(self) -> tuple[Quantizer, np.ndarray, np.ndarray]:
         return self._finer, self._pair.second.codes, self._pair.second.scalars

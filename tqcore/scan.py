@@ -7,7 +7,7 @@ import numpy as np
 from tqcore import _core
 from tqcore.quantizer import Quantizer
 
-__all__ = ["DEVIATIONS", "METRICS", "range_search", "rescore", "search"]
+__all__ = ["DEVIATIONS", "METRICS", "Rows", "range_search", "rescore", "search"]
 
 METRICS = ("l2", "ip", "cosine")
 DEVIATIONS = 3.0  # at which no set that was measured loses 0.1 points of recall
@@ -72,11 +72,8 @@ def search(
     I : ndarray
         int64 [nq, k]; equal scores by smaller id; padded with -1.
     """
-    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric, tails)
-    stored.positions = positions
-    if quantizer.layers is not None and np.isfinite(deviations):
-        stored.head_share, stored.deviations = quantizer.layers.head_share, deviations
-    return _core.search(quantizer.core, stored, *_asked(quantizer, stored, q, metric, threads), k, threads)
+    rows = Rows(quantizer, codes, scalars, metric=metric, n=n, ids=ids, tails=tails)
+    return rows.search(q, k, mask=mask, positions=positions, threads=threads, deviations=deviations)
 
 
 def rescore(
@@ -103,9 +100,8 @@ def rescore(
     ValueError
         For a candidate that is not a row.
     """
-    stored = _stored(quantizer, codes, scalars, n, ids, None, metric, tails)
-    asked = _asked(quantizer, stored, q, metric, threads)
-    return _core.rescore(quantizer.core, stored, *asked, candidates, k, threads)
+    rows = Rows(quantizer, codes, scalars, metric=metric, n=n, ids=ids, tails=tails)
+    return rows.rescore(q, candidates, k, threads=threads)
 
 
 def range_search(
@@ -133,36 +129,100 @@ def range_search(
     D, I : ndarray
         float32 and int64 [lims[-1]].
     """
-    stored = _stored(quantizer, codes, scalars, n, ids, mask, metric, tails)
-    asked = _asked(quantizer, stored, q, metric, threads)
-    return _core.range_search(quantizer.core, stored, *asked, float(radius), threads)
+    rows = Rows(quantizer, codes, scalars, metric=metric, n=n, ids=ids, tails=tails)
+    return rows.range_search(q, radius, mask=mask, threads=threads)
 
 
-def _asked(quantizer, stored, q, metric, threads) -> tuple[np.ndarray, np.ndarray | None]:
-    # Where nothing but the rotation stands between vectors and the code's coordinates, the core does both steps.
-    if quantizer.signs is None or quantizer.plan is not None:
-        return quantizer.query(q, metric, threads)
-    stored.signs, stored.unit = quantizer.signs, quantizer.normalize
-    return q, None
+class Rows:
+    """Rows to search as the core takes them, for any number of calls while no array changes its place or size.
 
+    Parameters, here and of the methods, are those of the functions, which make one for each call.
 
-def _stored(quantizer, codes, scalars, n, ids, mask, metric, tails) -> _core.Stored:
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
-    if (metric == "l2") != quantizer.store_norm:
-        raise ValueError(f"metric {metric!r} needs a quantizer with store_norm={metric == 'l2'}")
-    stored = _core.Stored()
-    if codes.ndim == 3:
-        stored.blocks, stored.tails = codes, tails
-    else:
-        stored.rows = codes
-    if quantizer.same_scale is None:
-        stored.scale = scalars[0]
-    else:
-        stored.same_scale = quantizer.same_scale
-    if quantizer.code == "prod":
-        stored.sign_scale = scalars[1]
-    if quantizer.store_norm:
-        stored.squared_norm = scalars[-1]
-    stored.ids, stored.mask, stored.n = ids, mask, n
-    return stored
+    Raises
+    ------
+    ValueError
+        For a metric that is none, or that the quantizer's scalars do not fit.
+    """
+
+    __slots__ = ("_arrays", "_core", "_metric", "_quantizer", "_rotates", "_whole")
+
+    def __init__(
+        self,
+        quantizer: Quantizer,
+        codes: np.ndarray,
+        scalars: np.ndarray,
+        *,
+        metric: str,
+        n: int,
+        ids: np.ndarray | None = None,
+        tails: np.ndarray | None = None,
+    ) -> None:
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
+        if (metric == "l2") != quantizer.store_norm:
+            raise ValueError(f"metric {metric!r} needs a quantizer with store_norm={metric == 'l2'}")
+        self._quantizer, self._core, self._metric = quantizer, quantizer.core, metric
+        # Where nothing but the rotation stands between vectors and the code's coordinates, the core does both steps.
+        self._rotates = quantizer.signs is not None and quantizer.plan is None
+        self._arrays = codes, scalars, n, ids, tails
+        self._whole = self._stored()
+
+    def search(
+        self,
+        q: np.ndarray,
+        k: int,
+        *,
+        mask: np.ndarray | None = None,
+        positions: bool = False,
+        threads: int = 0,
+        deviations: float = DEVIATIONS,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See the function `search`."""
+        stored = self._whole
+        if mask is not None or positions or deviations != DEVIATIONS:
+            stored = self._stored(mask, positions, deviations)
+        q, constants = self._asked(q, threads)
+        return _core.search(self._core, stored, q, constants, k, threads)
+
+    def rescore(
+        self, q: np.ndarray, candidates: np.ndarray, k: int, *, threads: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """See the function `rescore`."""
+        q, constants = self._asked(q, threads)
+        return _core.rescore(self._core, self._whole, q, constants, candidates, k, threads)
+
+    def range_search(
+        self, q: np.ndarray, radius: float, *, mask: np.ndarray | None = None, threads: int = 0
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See the function `range_search`."""
+        q, constants = self._asked(q, threads)
+        stored = self._stored(mask, deviations=np.inf)
+        return _core.range_search(self._core, stored, q, constants, float(radius), threads)
+
+    def _asked(self, q: np.ndarray, threads: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return (q, None) if self._rotates else self._quantizer.query(q, self._metric, threads)
+
+    def _stored(
+        self, mask: np.ndarray | None = None, positions: bool = False, deviations: float = DEVIATIONS
+    ) -> _core.Stored:
+        quantizer = self._quantizer
+        codes, scalars, n, ids, tails = self._arrays
+        stored = _core.Stored()
+        if codes.ndim == 3:
+            stored.blocks, stored.tails = codes, tails
+        else:
+            stored.rows = codes
+        if quantizer.same_scale is None:
+            stored.scale = scalars[0]
+        else:
+            stored.same_scale = quantizer.same_scale
+        if quantizer.code == "prod":
+            stored.sign_scale = scalars[1]
+        if quantizer.store_norm:
+            stored.squared_norm = scalars[-1]
+        stored.ids, stored.mask, stored.n, stored.positions = ids, mask, n, positions
+        if self._rotates:
+            stored.signs, stored.unit = quantizer.signs, quantizer.normalize
+        if quantizer.layers is not None and np.isfinite(deviations):
+            stored.head_share, stored.deviations = quantizer.layers.head_share, deviations
+        return stored
