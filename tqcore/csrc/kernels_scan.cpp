@@ -160,7 +160,8 @@ template <int NB, int NQ, class Close>
 static inline __attribute__((always_inline)) void scan_window(const uint32_t* blocks, ptrdiff_t block_stride,
                                                               const QueryTables* queries, int begin, int end,
                                                               const Close& close) {
-    const __m256i nibble = _mm256_set1_epi8(15);
+    // Shifts right by 4 and by 8 as products, which do not wait for the two units that shuffle.
+    const __m256i nibble = _mm256_set1_epi8(15), by_4 = _mm256_set1_epi16(1 << 12), by_8 = _mm256_set1_epi16(1 << 8);
     const ptrdiff_t ahead = NB * block_stride > kAhead ? NB * block_stride : kAhead;  // past the blocks being read
     const bool in_order = block_stride < kLongBlock;
     const ptrdiff_t word_step = in_order ? NB * kLanes : kLanes, block_step = in_order ? kLanes : block_stride;
@@ -179,7 +180,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
                     _mm_prefetch((const char*)(blocks + ahead + w * word_step + b * block_step), _MM_HINT_T0);
                 const __m256i x = _mm256_loadu_si256((const __m256i*)half_line);
                 const __m256i low = _mm256_and_si256(x, nibble);
-                const __m256i high = _mm256_and_si256(_mm256_srli_epi16(x, 4), nibble);
+                const __m256i high = _mm256_and_si256(_mm256_mulhi_epu16(x, by_4), nibble);
 #pragma GCC unroll 4
                 for (int q = 0; q < NQ; ++q) {
                     const __m256i of_low = _mm256_loadu_si256((const __m256i*)(queries[q].lut + at));
@@ -188,7 +189,7 @@ static inline __attribute__((always_inline)) void scan_window(const uint32_t* bl
                     const __m256i both =
                         _mm256_add_epi8(_mm256_shuffle_epi8(of_low, low), _mm256_shuffle_epi8(of_high, high));
                     s[0] = _mm256_add_epi16(s[0], both);
-                    s[1] = _mm256_add_epi16(s[1], _mm256_srli_epi16(both, 8));
+                    s[1] = _mm256_add_epi16(s[1], _mm256_mulhi_epu16(both, by_8));
                     __asm__("" : "+x"(s[0]), "+x"(s[1]));  // GCC would add up both halves first and run out of registers
                 }
             }

@@ -60,11 +60,14 @@ struct TopSink : Sink {
     TopSink(int count, const Reservoir& empty) : Sink(count), kept(count, empty) {}
     void add(int query, const Candidate* rows, int n) override {
         Reservoir& own = kept[(size_t)query];
+        // The threshold is the sink's until the first row: it may be given.
+        float threshold = thresholds[(size_t)query];
         for (int i = 0; i < n; ++i)
-            if (rows[i].upper >= thresholds[(size_t)query]) {
+            if (rows[i].upper >= threshold) {
                 own.add(rows[i]);
-                thresholds[(size_t)query] = own.threshold();
+                threshold = own.threshold();
             }
+        thresholds[(size_t)query] = threshold;
     }
     std::vector<Reservoir> kept;
 };
@@ -215,9 +218,7 @@ void search(const Rows& rows, const Queries& queries, int64_t k, float* distance
             }
             // The best by their bounds first: most of the others cannot reach what these score.
             std::vector<Candidate>& found = all.candidates();
-            const auto rest = found.begin() + std::min<ptrdiff_t>(keep, (ptrdiff_t)found.size());
-            std::nth_element(found.begin(), rest, found.end(),
-                             [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+            const auto rest = found.begin() + (ptrdiff_t)best_first(found, (size_t)keep);
             candidates.clear();
             scored.clear();
             scorer.set_query(queries.q + (first + i) * rows.code->query_size(), own->exact(i));

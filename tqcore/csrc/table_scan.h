@@ -65,7 +65,7 @@ public:
         if (narrow_) sums_ = Aligned<uint16_t>(tile_size());
         else acc_ = Aligned<int32_t>(tile_size());
         pass_.assign((size_t)(kTile * masks_stride()), 0);
-        listed_.resize((size_t)chunk_ * kLanes + 2);
+        listed_ = Aligned<uint32_t>((size_t)chunk_ * kLanes + 2);
         if (!rows.scale) same_.assign((size_t)(narrow_ ? 1 : chunk_) * kLanes, rows.same_scale);
     }
 
@@ -344,9 +344,9 @@ private:
         for (int b = run.n_blocks; b % 4; ++b) masks[b] = 0;
         if (run.allowed)
             for (int b = 0; b < run.n_blocks; ++b) masks[b] &= run.allowed[b];
-        const int n = kernels()->list_rows(masks, run.n_blocks, listed_.data());
+        const int n = kernels()->list_rows(masks, run.n_blocks, listed_.get());
         const auto row_at = [&](int i) {
-            const uint32_t at = listed_[(size_t)i];
+            const uint32_t at = listed_.get()[i];
             return Row{run.numbers ? run.numbers[at] : run.first + at, sum((int)(at / kLanes), (int)(at % kLanes)),
                        rows_.scale ? run.scale[at] : rows_.same_scale, run.norms ? run.norms[at] : 0.0f};
         };
@@ -447,7 +447,7 @@ private:
     Aligned<int32_t> acc_;                            // of a chunk, for the queries of a tile
     Aligned<uint16_t> sums_;                          // the same where they are narrow
     std::vector<uint16_t> pass_;                      // of the blocks of a chunk, for the queries of a tile
-    std::vector<uint32_t> listed_;                    // rows of a chunk that passed
+    Aligned<uint32_t> listed_;                        // rows of a chunk that passed
     std::vector<uint16_t> allowed_;                   // of the blocks of a chunk
     std::vector<int64_t> picked_;                     // rows that wait to be scanned in blocks of their own
     std::vector<uint32_t> copies_;                    // those blocks, and what belongs to them
