@@ -89,6 +89,9 @@ _ALL = (
     _ours("chain", "tqann chain", CHAIN_BITS, code="chain", memory=2),
     # For vectors of length 1 alone, under the cosine metric.
     _ours("chain-unit", "tqann chain, no scale", CHAIN_BITS, code="chain", memory=2, scale="none"),
+    _ours(
+        "chain-unit-m3", "tqann chain, memory 3, no scale", CHAIN_BITS, code="chain", memory=3, scale="none"
+    ),
     _ours("chain-m3", "tqann chain, memory 3", CHAIN_BITS, code="chain", memory=3),
     _ours("layered", "tqann layered", (3, 3.5, 4, 5, 6, 8), code="layered", memory=2),
     _ours("calibrated", "tqann calibrated", CHAIN_BITS, "base", plan="calibrated"),
@@ -136,6 +139,7 @@ ON_REQUEST = frozenset(
         "pq-held-out",
         "prod-gaussian",
         "calibrated-m3",
+        "chain-unit-m3",
         "refined",
         "turbovec-full",
         *(name for name in METHODS if name.endswith("-raw")),

@@ -114,6 +114,39 @@ def test_a_guessed_threshold_loses_nothing(spread, metric, level):
         assert_same_ranking(scores, np.arange(n), found, k)
 
 
+@pytest.mark.parametrize("nq", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize(("bits", "d"), [(1, 24), (2, 130), (2, 896), (2, 904)])
+def test_rows_without_a_scale(bits, d, nq, level):
+    """Words of up to one window and past it; scores below 0 throughout, and one far above all others."""
+    quantizer = quantizer_of("chain", bits, "cosine", d=d, scale="none")
+    n = 4099
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((n, d)) + 1.5).astype(np.float32)
+    q = rng.standard_normal((nq, d)).astype(np.float32)
+    q[0] = -x[:50].mean(0)
+    q[-1] = x[n - 1] if nq > 1 else q[-1]
+    codes, scalars = quantizer.encode(x)
+    blocks = np.zeros(packing.blocks_for(n, quantizer.core.head_size), np.uint32)
+    packing.pack_rows(blocks, 0, codes)
+    y = _core.decode(quantizer.core, codes).astype(np.float64)
+    unit = (q / np.sqrt((q.astype(np.float64) ** 2).sum(1, keepdims=True))).astype(np.float32)
+    scores = quantizer.same_scale * (quantizer.project(unit).astype(np.float64) @ y.T)
+    assert scores[0].max() < 0
+    mask = np.packbits(np.arange(n) % 5 > 0, bitorder="little")
+    for k in (1, 10, 40, 120, 600):
+        for form in (blocks, codes):
+            rows = scan.Rows(quantizer, form, scalars.T, metric="cosine", n=n)
+            assert_same_ranking(scores, np.arange(n), rows.search(q, k)[1], k)
+        allowed = np.where(np.arange(n) % 5 > 0, scores, -np.inf)
+        assert_same_ranking(allowed, np.arange(n), rows.search(q, k, mask=mask)[1], k)
+    lims, _, ids = rows.range_search(q, 0.05)
+    for i in range(nq):
+        sure = np.abs(scores[i] - 0.05) > 1e-6
+        assert set(np.flatnonzero((scores[i] > 0.05) & sure)) == set(ids[lims[i] : lims[i + 1]]) - {
+            *np.flatnonzero(~sure)
+        }
+
+
 @pytest.mark.parametrize(("code", "bits"), [("chain", 2), ("mse", 3), ("prod", 2)])
 def test_levels_threads_and_layouts_agree_to_the_bit(code, bits):
     quantizer = quantizer_of(code, bits, "l2", d=129)

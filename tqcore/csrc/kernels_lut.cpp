@@ -13,8 +13,24 @@ constexpr double kLikeRange = 1.5;
 constexpr double kDeviations = 7;   // of an error that is neglected, with a probability below 5e-11 a row
 constexpr double kRounding = 1e-6;  // float32 arithmetic of the scan, relative to the largest possible sum
 
-static inline wdouble lesser(wdouble a, wdouble b) { return a < b ? a : b; }
-static inline wdouble greater(wdouble a, wdouble b) { return a > b ? a : b; }
+static inline wdouble lesser(wdouble a, wdouble b) {
+#if defined(__AVX512F__)
+    return (wdouble)_mm512_min_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    return (wdouble)_mm256_min_pd((__m256d)a, (__m256d)b);
+#else
+    return a < b ? a : b;
+#endif
+}
+static inline wdouble greater(wdouble a, wdouble b) {
+#if defined(__AVX512F__)
+    return (wdouble)_mm512_max_pd((__m512d)a, (__m512d)b);
+#elif defined(__AVX2__)
+    return (wdouble)_mm256_max_pd((__m256d)a, (__m256d)b);
+#else
+    return a > b ? a : b;
+#endif
+}
 
 // Lane s of the result: the least (or greatest) lane of v[s].
 template <bool kLeast>
@@ -180,16 +196,23 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
         }
         const int weight = (int)(most / ((kMaxEntry - 1) * (double)delta)) + 1;
         const double step = weight * (double)delta, inverse = 1.0 / step;
-        for (int j = begin; j < end; ++j) {
-            const double offset = range[j] > 0 ? offset_of((uint32_t)j) : 0.0;
-            quantize_nibble(lut + (ptrdiff_t)j * 16, low[j], inverse, offset,
-                            bytes + (ptrdiff_t)(j / 8) * 128 + (j % 2) * 64 + (j % 8 / 2) * 16);
-            base += low[j];
-            if (range[j] <= 0) continue;
-            base += (0.5 - offset) * step;
-            worst += 0.5 * step;
-            variance += step * step / 12;
-        }
+        double lows[8] = {}, shifts[8] = {};
+        int uncertain = 0;  // nibbles whose entries differ
+        for (int word = begin / 8; word < end / 8; ++word)
+#pragma GCC unroll 8
+            for (int i = 0; i < 8; ++i) {
+                const int j = word * 8 + i;
+                const bool differ = range[j] > 0;
+                const double offset = differ ? offset_of((uint32_t)j) : 0.0;
+                quantize_nibble(lut + (ptrdiff_t)j * 16, low[j], inverse, offset,
+                                bytes + (ptrdiff_t)word * 128 + (i % 2) * 64 + (i / 2) * 16);
+                lows[i] += low[j];
+                shifts[i] += differ ? 0.5 - offset : 0.0;
+                uncertain += differ;
+            }
+        for (int i = 0; i < 8; ++i) base += lows[i] + shifts[i] * step;
+        worst += uncertain * 0.5 * step;
+        variance += uncertain * (step * step / 12);
         for (int w = begin / 8; w < end / 8; ++w) weights[w] = (uint32_t)weight * 0x01010101u;
         if (end == head_slots) {
             bounds->head_base = (float)base;
@@ -204,6 +227,21 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
     bounds->threshold = -__builtin_inff();
 }
 
+// A sum of single entries. Compilers would bring plain ones together for vector additions, at twice the instructions.
+struct Sum {
+#if defined(__SSE2__)
+    __m128d value;
+    void set(double x) { value = _mm_set_sd(x); }
+    void add(const double* x) { value = _mm_add_sd(value, _mm_load_sd(x)); }
+    double get() const { return _mm_cvtsd_f64(value); }
+#else
+    double value;
+    void set(double x) { value = x; }
+    void add(const double* x) { value += *x; }
+    double get() const { return value; }
+#endif
+};
+
 // Nibble j into sum j % 8, then folded in halves. All rows go through a stretch of the tables while the nearest cache
 // holds it.
 void lut_scores(const double* lut, const uint8_t* const* rows, ptrdiff_t word_stride, ptrdiff_t byte_stride, int n,
@@ -213,24 +251,25 @@ void lut_scores(const double* lut, const uint8_t* const* rows, ptrdiff_t word_st
     for (int begin = 0; begin < n_nibbles; begin += kStretch) {
         const int end = begin + kStretch < n_nibbles ? begin + kStretch : n_nibbles;
         for (int r = 0; r < n; ++r) {
-            double s[8];
-            memcpy(s, sums[r], sizeof(s));
+            Sum s[8];
+            for (int i = 0; i < 8; ++i) s[i].set(sums[r][i]);
             int j = begin;
-            for (; j + 8 <= end; j += 8) {
+            const uint8_t* word = rows[r] + j / 8 * word_stride;
+            for (; j + 8 <= end; j += 8, word += word_stride) {
                 const double* t = lut + (ptrdiff_t)j * 16;
-                const uint8_t* word = rows[r] + j / 8 * word_stride;
+                const size_t bytes[4] = {word[0], word[byte_stride], word[2 * byte_stride], word[3 * byte_stride]};
 #pragma GCC unroll 4
                 for (int b = 0; b < 4; ++b) {
-                    const int byte = word[b * byte_stride];
-                    s[2 * b] += t[32 * b + (byte & 15)];
-                    s[2 * b + 1] += t[32 * b + 16 + (byte >> 4)];
+                    s[2 * b].add(t + 32 * b + (bytes[b] & 15));
+                    s[2 * b + 1].add(t + 32 * b + 16 + (bytes[b] >> 4));
                 }
             }
+            double rest[8] = {};  // of fewer than eight nibbles
             for (; j < end; ++j) {
                 const int byte = rows[r][j / 8 * word_stride + j % 8 / 2 * byte_stride];
-                s[j % 8] += lut[(ptrdiff_t)j * 16 + (byte >> (4 * (j % 2)) & 15)];
+                rest[j % 8] = lut[(ptrdiff_t)j * 16 + (byte >> (4 * (j % 2)) & 15)];
             }
-            memcpy(sums[r], s, sizeof(s));
+            for (int i = 0; i < 8; ++i) sums[r][i] = s[i].get() + rest[i];
         }
     }
     for (int r = 0; r < n; ++r) {

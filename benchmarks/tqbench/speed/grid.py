@@ -17,6 +17,7 @@ SETS = ("real", "isotropic", "uncentred")
 SPEED_METHODS: dict[str, tuple[float, ...] | None] = {
     "chain": None,
     "chain-unit": None,
+    "chain-unit-m3": (1,),  # where a trained code can find more than memory 2 does in as few bytes
     "layered": None,
     "calibrated": None,
     "turbovec": None,
@@ -121,7 +122,9 @@ def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Cas
 
     They can have any width, so the first of those with a scale is that at which a vector takes ``d * bits / 8`` bytes.
     """
-    ours = [METHODS[name] for name in SPEED_METHODS if METHODS[name].family == "tqann"]
+    ours = [
+        METHODS[name] for name, bits in SPEED_METHODS.items() if METHODS[name].family == "tqann" and not bits
+    ]
     chosen = [method for method in ours if not names or method.name in names]
     return [
         [

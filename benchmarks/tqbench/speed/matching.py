@@ -15,7 +15,10 @@ from .standing import OURS
 __all__ = ["FAMILIES", "Match", "MatchSummary", "match_summaries", "matches", "side_by_side"]
 
 # codes that are compared apart
-FAMILIES = {"tqann oblivious": ("chain", "chain-unit", "layered"), "tqann calibrated": ("calibrated",)}
+FAMILIES = {
+    "tqann oblivious": ("chain", "chain-unit", "chain-unit-m3", "layered"),
+    "tqann calibrated": ("calibrated",),
+}
 
 
 @dataclass(frozen=True)
