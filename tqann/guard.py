@@ -68,7 +68,8 @@ class Guard:
         try:
             with self._lock:
                 del self._readers[me]
-                self._free.notify_all()  # a writer may have seen it
+                if not self._readers:  # a writer may have seen this one and wait for it
+                    self._free.notify_all()
                 if self._writer is not None or self._waiting:
                     self._wait_to_read()
                 self._check_whole()

@@ -118,6 +118,7 @@ def search(
     constants: NDArray[np.float64] | None,
     k: int,
     threads: int = 0,
+    mask: NDArray[np.uint8] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]: ...
 def rescore(
     code: Code,

@@ -179,10 +179,10 @@ class Rows:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See the function `search`."""
         stored = self._whole
-        if mask is not None or positions or deviations != DEVIATIONS:
-            stored = self._stored(mask, positions, deviations)
+        if positions or deviations != DEVIATIONS:
+            stored = self._stored(None, positions, deviations)
         q, constants = self._asked(q, threads)
-        return _core.search(self._core, stored, q, constants, k, threads)
+        return _core.search(self._core, stored, q, constants, k, threads, mask)
 
     def rescore(
         self, q: np.ndarray, candidates: np.ndarray, k: int, *, threads: int = 0

@@ -195,6 +195,43 @@ def test_a_search_from_within_a_search_is_allowed(index):
     assert index.ntotal == 21
 
 
+def test_a_change_is_alone():
+    """Threads are switched as often as can be, so that readers enter and leave between any two steps of a writer."""
+    guard, reading, writing, seen = Guard(), [], [], set()
+
+    def read():
+        for _ in range(300):
+            guard.start_reading()
+            reading.append(1)
+            seen.add(("a reader beside", len(writing)))
+            time.sleep(0)
+            seen.add(("a reader beside", len(writing)))
+            reading.pop()
+            guard.stop_reading()
+
+    def change():
+        for _ in range(100):
+            with guard.changing():
+                writing.append(1)
+                seen.add(("a writer beside", len(reading), len(writing)))
+                time.sleep(0)
+                seen.add(("a writer beside", len(reading), len(writing)))
+                writing.pop()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=target) for target in (read, read, read, change, change)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert seen == {("a reader beside", 0), ("a writer beside", 0, 1)}
+    assert (guard._asking, guard._owed, guard._waiting, guard._readers, guard._writer) == (0, 0, 0, {}, None)
+
+
 def test_waiting_writer_goes_before_later_readers():
     guard, order = Guard(), []
     guard.start_reading()

@@ -155,7 +155,8 @@ static inline void quantize_nibble(const double* lut, double low, double inverse
 void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratch, uint8_t* bytes, uint32_t* weights,
                   QueryBounds* bounds) {
     constexpr int kSlots = 64;
-    double *low = scratch, *range = scratch + n_slots, widest = 0, magnitude = 0, base = 0, worst = 0, variance = 0;
+    double *low = scratch, *range = scratch + n_slots, base = 0, worst = 0, variance = 0;
+    wdouble widths[8 / kPart] = {}, magnitudes[8 / kPart] = {};  // by j % 8, whatever the level
     for (int j = 0; j < n_slots; j += kPart) {
         wdouble least[kPart], most[kPart];
         for (int s = 0; s < kPart; ++s) {
@@ -169,13 +170,17 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
             }
         }
         const wdouble lowest = extremes<true>(least), highest = extremes<false>(most), width = highest - lowest;
-        const wdouble largest = greater(-lowest, highest);
         store_wide(low + j, lowest);
         store_wide(range + j, width);
-        for (int s = 0; s < kPart; ++s) {
-            widest = width[s] > widest ? width[s] : widest;
-            magnitude += largest[s];
-        }
+        const int part = j % 8 / kPart;
+        widths[part] = greater(width, widths[part]);
+        magnitudes[part] += greater(-lowest, highest);
+    }
+    double widest = 0, magnitude = 0;
+    for (int i = 0; i < 8; ++i) {
+        const double width = widths[i / kPart][i % kPart];
+        widest = width > widest ? width : widest;
+        magnitude += magnitudes[i / kPart][i % kPart];
     }
     const float delta = widest > 0 ? (float)(widest / ((kMaxEntry - 1) * (double)kMaxWeight) * (1 + 1e-6)) : 1.0f;
     bounds->head_base = bounds->head_variance = 0;
@@ -185,8 +190,10 @@ void quantize_lut(const double* lut, int n_slots, int head_slots, double* scratc
         for (end = begin; end < n_slots && (end == begin || end != head_slots);) {
             int stop = end + kSlots < n_slots ? end + kSlots : n_slots;
             if (end < head_slots && head_slots < stop) stop = head_slots;
+            wdouble ranges = {};
+            for (int j = end; j < stop; j += kPart) ranges = greater(load_wide(range + j), ranges);
             double largest_range = 0;
-            for (int j = end; j < stop; ++j) largest_range = range[j] > largest_range ? range[j] : largest_range;
+            for (int i = 0; i < kPart; ++i) largest_range = ranges[i] > largest_range ? ranges[i] : largest_range;
             const double high = largest_range > most ? largest_range : most;
             const double low_range = largest_range < least ? largest_range : least;
             if (end > begin && (high > kLikeRange * low_range || stop - begin > 8 * kWindow)) break;

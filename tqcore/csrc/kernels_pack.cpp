@@ -47,16 +47,30 @@ void pack_block(const uint8_t* const* rows, int size, uint32_t* lines) {
     memcpy((uint8_t*)lines + (ptrdiff_t)at * kLanes, columns, (size_t)((size - at + 3) / 4 * 64));
 }
 
+// Blocks that are wanted next, asked for in order of address.
+struct Wanted {
+    const uint32_t* const* blocks;
+    int words, word = 0;
+    template <int kWords>
+    __attribute__((always_inline)) void ask() {
+        const char* lines = (const char*)(*blocks + (ptrdiff_t)word * kLanes);
+#pragma GCC unroll 4
+        for (int w = 0; w < kWords; ++w) _mm_prefetch(lines + 64 * w, _MM_HINT_T1);
+        word += kWords;
+        if (word < words) return;
+        word = 0;
+        ++blocks;
+    }
+};
+
 // kWords lines, each from the same line of every row's block.
 template <int kWords>
 static inline __attribute__((always_inline)) void gather_lines(const uint32_t* const* from, const __m256i* own, int n,
-                                                               ptrdiff_t at, uint32_t* lines) {
+                                                               ptrdiff_t at, Wanted& wanted, uint32_t* lines) {
     __m256i sum[2 * kWords] = {};
     for (int r = 0; r < n; ++r) {
         const __m256i* half = (const __m256i*)(from[r] + at);
-        const char* later = (const char*)(from[n + r] + at);
-#pragma GCC unroll 4
-        for (int w = 0; w < kWords; ++w) _mm_prefetch(later + 64 * w, _MM_HINT_T1);
+        wanted.ask<kWords>();
 #pragma GCC unroll 8
         for (int i = 0; i < 2 * kWords; ++i)
             sum[i] = _mm256_or_si256(sum[i], _mm256_shuffle_epi8(_mm256_loadu_si256(half + i), own[r]));
@@ -74,9 +88,10 @@ void gather_block(const uint32_t* blocks, const int64_t* rows, int n, int words,
     for (int r = 0; r < n; ++r)
         own[r] = _mm256_blendv_epi8(_mm256_set1_epi8(-1), _mm256_set1_epi8((char)(rows[r] % kLanes)),
                                     _mm256_cmpeq_epi8(lane, _mm256_set1_epi8((char)r)));
+    Wanted wanted{from + n, words};
     int w = 0;
-    for (; w + 4 <= words; w += 4) gather_lines<4>(from, own, n, (ptrdiff_t)w * kLanes, lines);
-    for (; w < words; ++w) gather_lines<1>(from, own, n, (ptrdiff_t)w * kLanes, lines);
+    for (; w + 4 <= words; w += 4) gather_lines<4>(from, own, n, (ptrdiff_t)w * kLanes, wanted, lines);
+    for (; w < words; ++w) gather_lines<1>(from, own, n, (ptrdiff_t)w * kLanes, wanted, lines);
 }
 
 #else

@@ -302,6 +302,13 @@ struct Stored {
     bool positions = false;
     float head_share = 0, deviations = 0, same_scale = 0;
 
+    // Rows that are allowed by `admitted`, if given, instead of by the mask.
+    tq::Rows rows(const tq::Code& code, const Optional<uint8_t>& admitted) const {
+        tq::Rows all = rows(code);
+        if (admitted) all.mask = column(admitted, (n + 7) / 8, "mask: needs one bit a row");
+        return all;
+    }
+
     tq::Rows rows(const tq::Code& code) const {
         check(n >= 0 && blocks.has_value() != packed.has_value(), "give either blocks or rows");
         if (blocks)
@@ -377,9 +384,9 @@ private:
 };
 
 nb::tuple search(const tq::Code& code, const Stored& stored, const In<float, 2>& q,
-                 const Optional<double>& constants, int64_t k, int threads) {
+                 const Optional<double>& constants, int64_t k, int threads, const Optional<uint8_t>& mask) {
     check(k >= 1, "k: must be at least 1");
-    const tq::Rows rows = stored.rows(code);
+    const tq::Rows rows = stored.rows(code, mask);
     Asked asked(code, stored, q, constants);
     Array<float> distances({q.shape(0), (size_t)k});
     Array<int64_t> ids({q.shape(0), (size_t)k});
@@ -580,7 +587,8 @@ NB_MODULE(_core, m) {
     m.def("removal_moves", &removal_moves, "n"_a, "positions"_a);
     m.def("move_rows", &move_rows, "blocks"_a, "scalars"_a, "rows"_a, "to"_a);
     m.def("unpack_rows", &unpack, "blocks"_a, "positions"_a, "code_size"_a);
-    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "k"_a, "threads"_a = 0);
+    m.def("search", &search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "k"_a, "threads"_a = 0,
+          "mask"_a = nb::none());
     m.def("rescore", &rescore, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "candidates"_a, "k"_a, "threads"_a = 0);
     m.def("range_search", &range_search, "code"_a, "stored"_a, "q"_a, "constants"_a.none(), "radius"_a, "threads"_a = 0);
     m.def("simd_level", [] { return std::string(tq::kernels()->name); });
