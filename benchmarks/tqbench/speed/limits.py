@@ -52,8 +52,8 @@ class ScanCost:
 
 # (level, queries scanned together) -> cost. A pass of avx512 is 2 lines of one query (36 instructions: 4 vpermb,
 # 4 vpdpbusd, 4 vpternlogd, 2 vpsrlw, then loads, prefetches and the loop), or 4 lines of two (69) or of four
-# queries (110); of avx2 4 lines of one query (94, of which 72 shuffle, multiply, add or mask), 2 lines of two (86) or one
-# line of four (76).
+# queries (110); of avx2 4 lines of one query (94, of which 72 shuffle, multiply, add or mask), 2 lines of two (86) or
+# one line of four (76).
 SCAN_COSTS: dict[tuple[str, int], ScanCost] = {
     ("avx512", 1): ScanCost(36 / 2, 14 / 2, 2),
     ("avx512", 2): ScanCost(69 / 8, 44 / 8, 2),
