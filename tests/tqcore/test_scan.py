@@ -114,6 +114,22 @@ def test_a_guessed_threshold_loses_nothing(spread, metric, level):
         assert_same_ranking(scores, np.arange(n), found, k)
 
 
+@pytest.mark.parametrize("size", [1e-22, 1e-20, 1.0, 1e15, 1.5e19])
+def test_scores_of_any_size_are_ranked(size, level):
+    """Products of numbers so small or so large leave float32's range; what is found is k rows all the same."""
+    quantizer = quantizer_of("chain", 2, "ip", d=16)
+    n, k = 3000, 100
+    blocks, scalars, _ = stored(quantizer, n, duplicates=False)
+    q = np.random.default_rng(1).standard_normal((3, quantizer.d)).astype(np.float32)
+    _, want = scan.search(quantizer, blocks, scalars, q, k, metric="ip", n=n)
+    _, found = scan.search(
+        quantizer, blocks, scalars * np.float32(size), q * np.float32(size), k, metric="ip", n=n
+    )
+    assert all(len(set(row.tolist())) == k for row in found)
+    if 1e-20 < size < 1e18:
+        assert (np.sort(found) == np.sort(want)).mean() > 0.99
+
+
 @pytest.mark.parametrize("nq", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize(("bits", "d"), [(1, 24), (2, 130), (2, 896), (2, 904)])
 def test_rows_without_a_scale(bits, d, nq, level):

@@ -22,9 +22,11 @@ inline size_t best_first(std::vector<Candidate>& all, size_t keep) {
         low = std::min(low, c.upper);
         high = std::max(high, c.upper);
     }
-    if (high > low) {
-        const auto bucket = [low, scale = (kBuckets - 1) / (high - low)](const Candidate& c) {
-            return (int)((c.upper - low) * scale);
+    // In double, where neither the range of the least numbers is too small to divide by nor that of the largest infinite.
+    const double range = (double)high - (double)low;
+    if (range > 0 && range < INFINITY) {
+        const auto bucket = [low, scale = (kBuckets - 1) / range](const Candidate& c) {
+            return (int)(((double)c.upper - (double)low) * scale);
         };
         uint32_t count[kBuckets] = {};
         for (const Candidate& c : all) ++count[bucket(c)];
