@@ -165,7 +165,7 @@ class Rows:
         # Where nothing but the rotation stands between vectors and the code's coordinates, the core does both steps.
         self._rotates = quantizer.signs is not None and quantizer.plan is None
         self._arrays = codes, scalars, n, ids, tails
-        self._whole = self._stored()
+        self._whole: _core.Stored | None = None  # for searches without more options, made by the first
 
     def search(
         self,
@@ -181,6 +181,8 @@ class Rows:
         stored = self._whole
         if positions or deviations != DEVIATIONS:
             stored = self._stored(None, positions, deviations)
+        elif stored is None:
+            stored = self._whole = self._stored()
         q, constants = self._asked(q, threads)
         return _core.search(self._core, stored, q, constants, k, threads, mask)
 
@@ -189,7 +191,8 @@ class Rows:
     ) -> tuple[np.ndarray, np.ndarray]:
         """See the function `rescore`."""
         q, constants = self._asked(q, threads)
-        return _core.rescore(self._core, self._whole, q, constants, candidates, k, threads)
+        stored = self._stored(deviations=np.inf)
+        return _core.rescore(self._core, stored, q, constants, candidates, k, threads)
 
     def range_search(
         self, q: np.ndarray, radius: float, *, mask: np.ndarray | None = None, threads: int = 0

@@ -118,7 +118,7 @@ def cases_of(bits: float, names: Sequence[str] = ()) -> list[Case]:
 
 
 def lower_cases(bits: float, d: int, names: Sequence[str] = ()) -> list[list[Case]]:
-    """Our codes below one width: a list a code, its widths falling.
+    """Our codes below one width, of those that take part at every width: a list a code, its widths falling.
 
     They can have any width, so the first of those with a scale is that at which a vector takes ``d * bits / 8`` bytes.
     """
